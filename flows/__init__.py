@@ -1,0 +1,1 @@
+"""The flows that chain the steps, and the `ssr` command."""

@@ -1,0 +1,321 @@
+"""The `ssr` command. Exit codes: 0 done, 1 failed, 2 bad input.
+
+Prefect, torch and the rest are imported by the commands that need them, so that `ssr --help` and `ssr plan` are fast.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from tasks.errors import ConfigError, SsrError, StepError
+
+if TYPE_CHECKING:
+    from tasks.config import RunConfig
+    from tasks.store import Store
+
+app = typer.Typer(
+    name="ssr", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Selective Self-Rehearsal: fine-tune language models without making them forget.",
+)  # fmt: skip
+lab = typer.Typer(help="The embedded lab: a synthetic world and the tiny model trained on it.")
+app.add_typer(lab, name="lab")
+
+console = Console()
+errors = Console(stderr=True)
+RECIPES = Path(__file__).parents[1] / "deployments" / "recipes"
+
+RecipeArgument = Annotated[str, typer.Argument(help="Name of a shipped recipe (ssr recipes), or a YAML file.")]
+RunArgument = Annotated[str, typer.Argument(help="Run id, the beginning of one, or `latest`.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a recipe key: --set train.epochs=1")]
+StoreOption = Annotated[str, typer.Option(envvar="SSR_STORE", help="Folder or s3://bucket/prefix of the artifacts.")]
+ForceOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Run a step again though it is cached: a name (train) or a label ('train ssr')."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument, set_: SetOption = None, store: StoreOption = ".ssr", force: ForceOption = None,
+    as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Run a recipe, or go on where an earlier run of it stopped."""
+    from flows.rehearsal import plan_steps
+    from tasks.store import open_store
+
+    config = _load(recipe, set_)
+    opened = open_store(store)
+    opened.preflight()
+    planned = plan_steps(config)  # finds missing data and models before Prefect starts
+    _check_forced(force, {name for p in planned for name in (p.step.name, p.label)})
+    record = _run_flow(config, opened, force or [], quiet=as_json)
+    if as_json:
+        _print_json(record)
+    else:
+        _show_result(opened, record)
+
+
+def _run_flow(config: RunConfig, store: Store, force: list[str], *, quiet: bool) -> dict[str, Any]:  # Any: JSON values
+    from flows.terminal import TerminalListener
+    from tasks import progress
+
+    _prepare_prefect(store)
+    out = errors if quiet else console
+    with out.status("starting Prefect"):
+        from flows.run import rehearsal
+    listener = TerminalListener(out)
+    progress.listen(listener)
+    try:
+        with listener:
+            return rehearsal(config, store=store.uri, force=tuple(force))
+    finally:
+        progress.unlisten(listener)
+
+
+def _prepare_prefect(store: Store) -> None:
+    """Settings that must stand before Prefect is imported; what the user has set stays."""
+    defaults = {
+        "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(store.cache / "prefect"),
+        # Prefect's server keeps the whole log; the terminal shows steps, and an error once.
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "tasks,flows",
+        "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        "DO_NOT_TRACK": "1",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+def _show_result(store: Store, record: dict[str, Any]) -> None:  # Any: JSON values
+    from flows.records import load_run
+    from tasks.report import summary_rows
+
+    report = load_run(store, record["run_id"]).step("report")
+    if report is None:
+        raise StepError(f"{record['run_id']}: the run has no report")
+    folder = store.fetch(report.ref)
+    found = json.loads((folder / "report.json").read_text())
+    headers, rows = summary_rows(found)
+    title = f"{record['name']}: what each arm gained and forgot (points, change from base with its interval)"
+    table = Table(*headers, title=title, title_justify="left", box=SIMPLE, padding=(0, 1))
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    console.print()
+    console.print(table)
+    for sentence in found["verdict"]:
+        console.print(escape(sentence), highlight=False)
+    console.print(f"\nreport  {folder / 'report.html'}", soft_wrap=True, highlight=False)
+    console.print(f"run     {record['run_id']}   (ssr why {record['run_id']})", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def plan(
+    recipe: RecipeArgument, set_: SetOption = None, store: StoreOption = ".ssr", force: ForceOption = None,
+    as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Say what a run would do, and why, before any GPU is touched. Ingests new data, so that rows can be counted."""
+    from flows.reasons import plan_lines
+    from flows.rehearsal import plan_steps
+    from tasks.generate import count_missing
+    from tasks.store import open_store
+
+    config = _load(recipe, set_)
+    opened = open_store(store)
+    opened.preflight()
+    planned = plan_steps(config)
+    lines = plan_lines(opened, planned, set(force or []))
+    examples = opened.fetch(planned[0].execute(opened)) / "examples.parquet"
+    n_rows, n_missing = count_missing(opened, config.model, config.generate, examples)
+    if as_json:
+        _print_json({"steps": [line._asdict() for line in lines], "rows": n_rows, "rows_to_generate": n_missing})
+        return
+    table = Table("step", "", "why", "fingerprint", box=None)
+    for line in lines:
+        style = "cyan" if line.action == "cached" else "yellow"
+        table.add_row(line.label, f"[{style}]{line.action}[/]", escape(line.reason), line.fingerprint[:12])
+    console.print(table)
+    console.print(f"\nrows to generate: {n_missing:,} of {n_rows:,}", highlight=False)
+
+
+@app.command()
+def why(
+    run_id: RunArgument,
+    step: Annotated[str | None, typer.Argument(help="Only this step: a name or a label.")] = None,
+    row: Annotated[str | None, typer.Option(help="The chain behind one training row: an example_id.")] = None,
+    store: StoreOption = ".ssr",
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a run's numbers, or one of its training rows, were made from."""
+    from flows.records import load_run
+    from flows.why import explain_row, explain_steps
+    from tasks.store import open_store
+
+    opened = open_store(store)
+    record = load_run(opened, run_id)
+    found = explain_row(opened, record, row) if row else explain_steps(opened, record, step)
+    if as_json:
+        _print_json(found)
+        return
+    for entry in found:
+        console.print(f"[bold]{escape(str(entry.pop('title')))}[/]", highlight=False)
+        for name, value in entry.items():
+            console.print(f"    {name:<14} {escape(str(value))}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def runs(store: StoreOption = ".ssr", as_json: JsonOption = False) -> None:
+    """List the runs in a store, newest first."""
+    from flows.records import all_runs
+    from tasks.store import open_store
+
+    records = all_runs(open_store(store))
+    if as_json:
+        _print_json([{"run_id": r.run_id, "status": r.status, "started": r.started, "ended": r.ended} for r in records])
+        return
+    table = Table("run", "status", "started (UTC)", "problem", box=None)
+    for record in records:
+        table.add_row(
+            record.run_id, record.status, record.started[:19], escape((record.problem or "").split("\n")[0][:60])
+        )
+    console.print(table if records else f"no run in {store} yet. Start one: ssr run demo")
+
+
+@app.command()
+def report(run_id: RunArgument = "latest", store: StoreOption = ".ssr", as_json: JsonOption = False) -> None:
+    """Show a run's table and where its report is."""
+    from flows.records import load_run
+    from tasks.store import open_store
+
+    opened = open_store(store)
+    record = load_run(opened, run_id)
+    made = record.step("report")
+    if record.status != "completed" or made is None:
+        raise ConfigError(f"{record.run_id} is {record.status}, it has no report. Run its recipe again to go on.")
+    if as_json:
+        _print_json(json.loads((opened.fetch(made.ref) / "report.json").read_text()))
+    else:
+        _show_result(opened, record.to_json())
+
+
+@app.command()
+def recipes() -> None:
+    """List the shipped recipes."""
+    for path in sorted(RECIPES.glob("*.yaml")):
+        first = path.read_text().partition("\n")[0].removeprefix("#").strip()
+        console.print(f"{path.stem:<20} {escape(first)}", highlight=False)
+
+
+@app.command()
+def doctor(store: StoreOption = ".ssr", as_json: JsonOption = False) -> None:
+    """Say what is missing on this machine, and the command that fixes it."""
+    from flows.doctor import examine
+
+    findings = examine(store)
+    if as_json:
+        _print_json([finding._asdict() for finding in findings])
+    else:
+        for finding in findings:
+            mark = (
+                "[green]ok[/]     " if finding.ok else "[red]missing[/]" if finding.required else "[yellow]absent[/] "
+            )
+            fix = f"  ->  {finding.fix}" if finding.fix and not finding.ok else ""
+            console.print(f"{mark} {finding.what:<22} {escape(finding.found + fix)}", soft_wrap=True, highlight=False)
+    if any(finding.required and not finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def gc(
+    store: StoreOption = ".ssr",
+    keep: Annotated[int, typer.Option(min=0, help="Runs to keep, newest first; their artifacts stay.")] = 10,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove; without it, only say what would go.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove artifacts that none of the kept runs uses. Generated rows are never removed."""
+    from flows.gc import collect
+    from tasks.store import open_store
+
+    found = collect(open_store(store), keep=keep, remove=yes)
+    if as_json:
+        _print_json(found._asdict())
+        return
+    verb = "removed" if yes else "would remove"
+    console.print(f"{verb} {len(found.artifacts)} artifacts, {found.n_bytes / 1e6:,.1f} MB", highlight=False)
+    for name in found.artifacts:
+        console.print(f"    {name}", highlight=False)
+    if found.artifacts and not yes:
+        console.print("remove them: ssr gc --yes")
+
+
+@lab.command("build")
+def lab_build(
+    out: Annotated[Path | None, typer.Option(help="Where the model goes; default: where it is shipped.")] = None,
+    work: Annotated[Path, typer.Option(help="Checkpoints; an interrupted build goes on from here.")] = Path(".ssr/lab"),
+    compile_: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="torch.compile: needs a C++ compiler.")
+    ] = True,
+) -> None:
+    """Train the lab's base model from nothing (an hour on two cores), check its gates, write it."""
+    from tasks.lab.build import build
+    from tasks.models import LAB_MODEL
+
+    with console.status("building the lab's model") as status:
+        figures = build(
+            out or LAB_MODEL, work, compile_model=compile_,
+            on_progress=lambda step, total, loss, speed: status.update(
+                f"step {step:,}/{total:,}   loss {loss:.3f}   {speed:,.0f} tokens/s"
+            ),
+        )  # fmt: skip
+    table = Table("probe", "passed", box=None)
+    for name, share in figures.items():
+        table.add_row(name, f"{share:.3f}")
+    console.print(table)
+
+
+def _load(recipe: str, overrides: list[str] | None) -> RunConfig:
+    from tasks.config import load_recipe
+
+    shipped = RECIPES / f"{recipe}.yaml"
+    is_path = recipe.endswith((".yaml", ".yml")) or "/" in recipe
+    if not is_path and not shipped.exists():
+        names = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
+        raise ConfigError(f"{recipe}: no such recipe. Shipped: {names}. A file of your own ends in .yaml.")
+    return load_recipe(Path(recipe) if is_path else shipped, overrides or [])
+
+
+def _check_forced(force: list[str] | None, known: set[str]) -> None:
+    if unknown := sorted(set(force or []) - known):
+        raise ConfigError(f"--force {unknown[0]}: no such step. This run has: {', '.join(sorted(known))}")
+
+
+def _print_json(value: Any) -> None:  # Any: JSON values
+    sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")
+
+
+def main() -> None:
+    """Entry point: turns this project's errors into a message and an exit code."""
+    try:
+        app(standalone_mode=True)
+    except SsrError as error:
+        errors.print(f"[red]error[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        errors.print("stopped. What was finished is kept: the same command goes on from there.")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Content digests: what makes a step's identity, and how an artifact is checked."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import random
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+_BLOCK = 1 << 20
+
+
+def canonical_json(value: Any) -> str:  # Any: any JSON value
+    """The one spelling of a JSON value: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest_of(value: Any) -> str:  # Any: any JSON value
+    """sha256 in hex of the canonical JSON of `value`."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 in hex of a file's bytes, read in blocks; remembered while size and times stay the same."""
+    stat = path.stat()
+    return _file_digest(str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+
+@functools.lru_cache(maxsize=4096)
+def _file_digest(path: str, size: int, mtime_ns: int, inode: int) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def folder_digest(folder: Path, names: Iterable[str]) -> str:
+    """One digest of the named files of a folder: their relative names and contents, not their times."""
+    return digest_of({name: file_digest(folder / name) for name in sorted(names)})
+
+
+def stable_seed(*parts: object) -> int:
+    """A 63-bit seed that depends on the parts alone, not on the process or the order of rows."""
+    return int.from_bytes(hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()[:8], "big") >> 1
+
+
+def stable_rng(*parts: object) -> random.Random:
+    """A random generator of its own for these parts."""
+    return random.Random(stable_seed(*parts))
+
+
+def fsync_folder(folder: Path) -> None:
+    """Flush every file below `folder` and the folder itself, so that a rename after it survives a power cut."""
+    for root, _, files in os.walk(folder):
+        for name in [*files, "."]:
+            descriptor = os.open(os.path.join(root, name), os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)

@@ -1,0 +1,161 @@
+"""The evaluate step: base or adapter, under identical settings, a score for every item.
+
+Finished parts (one source of the task, one benchmark) are kept in the work folder, so that a killed evaluation goes on
+with the next part. lm-evaluation-harness's own request cache is not used: it is not keyed by model.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tasks import schema
+from tasks.config import AbstentionConfig, EvaluateConfig, ModelConfig
+from tasks.evaluate import benchmarks
+from tasks.evaluate.metrics import Answered, item_scores
+from tasks.models import best_device, model_digest
+from tasks.process import one_process
+from tasks.step import Context, step
+from tasks.store import Ref
+from tasks.tables import query
+
+if TYPE_CHECKING:
+    from tasks.engines.transformers import TransformersEngine
+
+logger = logging.getLogger(__name__)
+
+ItemRow = dict[str, object]
+
+
+@step(
+    version=1,
+    outside=lambda *, model, config, abstention: {
+        "model": model_digest(model),
+        "benchmarks": benchmarks.content_digests(config),
+    },
+    launcher=one_process,
+)
+def evaluate(
+    ctx: Context, *, model: ModelConfig, config: EvaluateConfig, abstention: AbstentionConfig, examples: Ref,
+    adapter: Ref | None = None,
+) -> None:  # fmt: skip
+    """Score the base model, or an adapter on it; writes `items.parquet` and `scores.parquet`.
+
+    Args:
+        abstention: What counts as a refusal, the same as for the judge.
+    """
+    path = ctx.path(examples, "examples.parquet")
+    load = _engine_loader(model, config, ctx.path(adapter, "adapter") if adapter else None)
+    parts: list[Path] = []
+    sources = _test_sources(path)
+    planned = len(sources) + len(benchmarks.names(config))
+    for source in sources:
+        rows = lambda source=source: _task_items(load(), path, source, config, abstention)  # noqa: E731
+        parts.append(_keep(ctx.work / f"task-{source}.parquet", rows))
+        ctx.progress(len(parts), planned, f"task:{source}")
+    for name in benchmarks.names(config):
+        rows = lambda name=name: benchmarks.items(load(), name, config, abstention.phrases)  # noqa: E731
+        parts.append(_keep(ctx.work / f"benchmark-{Path(name).stem}.parquet", rows))
+        ctx.progress(len(parts), planned, Path(name).stem)
+    _write(ctx, parts, _families(path))
+    ctx.facts |= {"device": best_device(), "measured": _measured(ctx, adapter)}
+
+
+def _engine_loader(
+    model: ModelConfig, config: EvaluateConfig, adapter: Path | None
+) -> Callable[[], TransformersEngine]:
+    """Loads the model at first use: a resumed evaluation may have nothing left to ask it."""
+    loaded: list[TransformersEngine] = []
+
+    def load() -> TransformersEngine:
+        if not loaded:
+            from tasks.engines.transformers import TransformersEngine
+
+            loaded.append(TransformersEngine(model, batch_tokens=config.batch_tokens, adapter=adapter))
+        return loaded[0]
+
+    return load
+
+
+def _test_sources(path: Path) -> list[str]:
+    table = pq.read_table(path, columns=["source"], filters=[("split", "=", "test")])
+    return sorted(set(table.column("source").to_pylist()))
+
+
+def _families(path: Path) -> dict[str, str]:
+    """Benchmark name -> task-in or task-out."""
+    table = pq.read_table(path, columns=["source", "domain"], filters=[("split", "=", "test")])
+    pairs = table.group_by(["source", "domain"]).aggregate([]).to_pylist()
+    return {f"task:{pair['source']}": f"task-{pair['domain']}" for pair in pairs}
+
+
+def _keep(path: Path, rows: Callable[[], Iterator[ItemRow]]) -> Path:
+    """Write a part unless an earlier try already did; it appears whole or not at all."""
+    if not path.exists():
+        temporary = path.with_suffix(".part")
+        with schema.TableWriter(temporary, schema.ITEMS) as writer:
+            writer.write(list(rows()))
+        temporary.replace(path)
+    return path
+
+
+def _task_items(
+    engine: TransformersEngine, path: Path, source: str, config: EvaluateConfig, abstention: AbstentionConfig
+) -> Iterator[ItemRow]:
+    from tasks.engines import Request, Sampling
+
+    table = pq.read_table(path, filters=[("split", "=", "test"), ("source", "=", source)])
+    rows = {row["example_id"]: row for row in table.slice(0, config.max_task_rows).to_pylist()}
+    requests = [Request(example_id, row["messages"], seed=0) for example_id, row in rows.items()]
+    sampling = Sampling(config.max_new_tokens)
+    for batch in engine.batches(requests):
+        for reply in engine.generate(batch, sampling):
+            row = rows[reply.key]
+            common: ItemRow = {
+                "benchmark": f"task:{source}", "item_id": reply.key, "cluster": row["group"], "output": reply.text,
+                "problem": reply.problem,
+            }  # fmt: skip
+            if reply.text is None:
+                metric = "exact_match" if row["answerable"] is None else "modified_recall"
+                yield common | {"metric": metric, "score": None}
+                continue
+            item = Answered(row["task"], row["golds"], row["answerable"], reply.text)
+            for metric, score in item_scores(item, abstention.phrases).items():
+                yield common | {"metric": metric, "score": score}
+
+
+def _write(ctx: Context, parts: list[Path], families: dict[str, str]) -> None:
+    n_items = sum(schema.count_rows(part, schema.ITEMS) for part in parts)
+    columns = ", ".join(schema.ITEMS.names)
+    ordered = f"SELECT {columns} FROM {{items}} ORDER BY benchmark, metric, item_id"
+    with (
+        query(ordered, {"items": parts}, spill=ctx.work) as reader,
+        schema.TableWriter(ctx.out / "items.parquet", schema.ITEMS) as writer,
+    ):
+        for batch in reader:
+            writer.write(pa.Table.from_batches([batch]))
+    ctx.account(n_items, writer.n_rows, {})
+    means = """
+        SELECT benchmark, metric, avg(score) AS value, count(score) AS n, count(*) - count(score) AS n_unscored
+        FROM {items} GROUP BY ALL ORDER BY benchmark, metric
+    """
+    with (
+        query(means, {"items": ctx.out / "items.parquet"}, spill=ctx.work) as reader,
+        schema.TableWriter(ctx.out / "scores.parquet", schema.SCORES) as writer,
+    ):
+        rows = reader.read_all().to_pylist()
+        writer.write([row | {"family": families.get(row["benchmark"], "general")} for row in rows])
+
+
+def _measured(ctx: Context, adapter: Ref | None) -> dict[str, str]:
+    """The digests of the weights that were measured."""
+    if adapter is None:
+        return {}
+    manifest = ctx.store.manifest(**adapter)
+    files = manifest.files if manifest else []
+    return {entry["name"]: entry["sha256"] for entry in files if entry["name"].endswith(".safetensors")}

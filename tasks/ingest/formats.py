@@ -1,0 +1,208 @@
+"""JSONL, JSON, CSV and Parquet as a stream of records; a JSON array is decoded an item at a time.
+
+A `.json` file may be an array, an object whose `data` is an array (SQuAD), or objects one after another.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tasks.errors import DataError
+from tasks.ingest.files import SUFFIXES, DataFile, opened
+from tasks.ingest.raw import Record
+
+_BATCH_ROWS = 512
+_CHUNK = 1 << 16
+_LONGEST_TOKEN = 16  # a decoder error this close to the end of the text may be a token cut in two
+_LONGEST_CELL = 1 << 27
+
+
+def records(file: DataFile) -> Iterator[Record]:
+    """The records of a file in order.
+
+    Raises:
+        DataError: The format is unknown, or the content is not what the name says; with the line.
+    """
+    read = _READ.get(file.suffix)
+    if read is None:
+        raise DataError(
+            f"{file.path}: unknown format {file.suffix!r}. Known: {' '.join(SUFFIXES)}, each also with .gz."
+        )
+    with opened(file) as stream:
+        yield from read(stream, file.path)
+
+
+def whole_json(file: DataFile) -> Record:
+    """A JSON file as one record, for formats that are looked up by key.
+
+    Raises:
+        DataError: It is not JSON.
+    """
+    with opened(file) as stream:
+        return Record(file.path, "line 1", _JsonText(stream, file.path).value())
+
+
+def _jsonl(stream: BinaryIO, path: str) -> Iterator[Record]:
+    for number, line in enumerate(stream, 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+        except UnicodeDecodeError as error:
+            raise _not_utf8(path, number) from error
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}:line {number}: not JSON: {error}. Correct or remove this line.") from error
+        yield Record(path, f"line {number}", value)
+
+
+def _csv(stream: BinaryIO, path: str) -> Iterator[Record]:
+    csv.field_size_limit(_LONGEST_CELL)
+    rows = csv.DictReader(io.TextIOWrapper(stream, "utf-8-sig", newline=""), strict=True)
+    try:
+        for row in rows:
+            place = f"line {rows.line_num}"
+            if None in row or None in row.values():
+                names = ", ".join(rows.fieldnames or [])
+                raise DataError(
+                    f"{path}:{place}: not as many cells as the header has columns ({names}). Check the quotes."
+                )
+            yield Record(path, place, row)
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path, rows.line_num + 1) from error
+    except csv.Error as error:
+        raise DataError(f"{path}:line {rows.line_num}: not CSV: {error}. Check the quotes.") from error
+
+
+def _parquet(stream: BinaryIO, path: str) -> Iterator[Record]:
+    try:
+        number = 0
+        for batch in pq.ParquetFile(stream).iter_batches(batch_size=_BATCH_ROWS):
+            for value in batch.to_pylist():
+                number += 1
+                yield Record(path, f"row {number}", value)
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not Parquet, or damaged: {error}. Write the file again.") from error
+
+
+def _json(stream: BinaryIO, path: str) -> Iterator[Record]:
+    text = _JsonText(stream, path)
+    while opening := text.peek():
+        if opening == "[":
+            yield from _items(text, path)
+        elif opening == "{":
+            yield from _object(text, path)
+        else:
+            raise DataError(f"{path}:{text.place}: expected '[' or '{{', found {opening!r}. Is this a JSON file?")
+
+
+def _object(text: _JsonText, path: str) -> Iterator[Record]:
+    """An object: its `data` a record an item, or, without an array of that name, the object itself."""
+    place, members, has_data = text.place, {}, False
+    text.take("{")
+    while text.peek() != "}":
+        name = text.value()
+        text.take(":")
+        if name == "data" and text.peek() == "[":
+            has_data = True
+            yield from _items(text, path)
+        else:
+            members[name] = text.value()
+        text.separate("}")
+    text.take("}")
+    if not has_data:
+        yield Record(path, place, members)
+
+
+def _items(text: _JsonText, path: str) -> Iterator[Record]:
+    text.take("[")
+    while text.peek() != "]":
+        place = text.place
+        yield Record(path, place, text.value())
+        text.separate("]")
+    text.take("]")
+
+
+class _JsonText:
+    """JSON values one after another from a stream, holding no more text than the value being decoded."""
+
+    def __init__(self, stream: BinaryIO, path: str) -> None:
+        self._stream = io.TextIOWrapper(stream, "utf-8-sig")
+        self._path = path
+        self._text, self._at, self._lines_before = "", 0, 0
+        self._decode = json.JSONDecoder().raw_decode
+
+    @property
+    def place(self) -> str:
+        return self._place(self._at)
+
+    def _place(self, at: int) -> str:
+        return f"line {self._lines_before + self._text.count(chr(10), 0, at) + 1}"
+
+    def peek(self) -> str:
+        """The next character that is not white space; empty at the end."""
+        while True:
+            while self._at < len(self._text):
+                if not self._text[self._at].isspace():
+                    return self._text[self._at]
+                self._at += 1
+            if not self._read_more():
+                return ""
+
+    def take(self, character: str) -> None:
+        if (found := self.peek()) != character:
+            raise self._broken(f"expected {character!r}, found {found or 'the end of the file'!r}", self._at)
+        self._at += 1
+
+    def separate(self, closing: str) -> None:
+        """Step over the comma after a member or an item, unless the closing bracket follows."""
+        if self.peek() != closing:
+            self.take(",")
+            if self.peek() == closing:
+                raise self._broken(f"expected a value after ',', found {closing!r}", self._at)
+
+    def value(self) -> Any:  # Any: a JSON value
+        self.peek()
+        while True:
+            try:
+                value, end = self._decode(self._text, self._at)
+            except json.JSONDecodeError as error:
+                cut = error.msg.startswith("Unterminated") or error.pos > len(self._text) - _LONGEST_TOKEN
+                if cut and self._read_more():
+                    continue
+                raise self._broken(error.msg, error.pos) from error
+            except RecursionError as error:
+                raise self._broken("nested too deeply", self._at) from error
+            if end == len(self._text) and self._read_more():
+                continue  # a number may go on
+            self._at = end
+            return value
+
+    def _read_more(self) -> bool:
+        self._lines_before += self._text.count("\n", 0, self._at)
+        self._text, self._at = self._text[self._at :], 0
+        try:
+            # As much again, so that decoding a long value from the start each time stays linear in its length.
+            more = self._stream.read(max(_CHUNK, len(self._text)))
+        except UnicodeDecodeError as error:
+            raise _not_utf8(self._path, self._lines_before + self._text.count("\n") + 1) from error
+        self._text += more
+        return bool(more)
+
+    def _broken(self, why: str, at: int) -> DataError:
+        return DataError(f"{self._path}:{self._place(at)}: not JSON: {why}. Correct the file there.")
+
+
+def _not_utf8(path: str, line: int) -> DataError:
+    return DataError(f"{path}:line {line} or after: not UTF-8 text. Convert it: iconv -f LATIN1 -t UTF-8")
+
+
+_READ: dict[str, Callable[[BinaryIO, str], Iterator[Record]]] = {
+    ".jsonl": _jsonl, ".ndjson": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet,
+}  # fmt: skip

@@ -1,0 +1,152 @@
+"""Rules that decide a verdict without a language model.
+
+The first rule that applies decides. What no rule decides stays undecided: it is not an error and not a rejection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from tasks.config import JudgeConfig
+from tasks.text import (
+    abstains,
+    choice_letter,
+    contains,
+    final_number,
+    gold_letter,
+    normalise,
+    normalised_words,
+    token_recall,
+)
+
+ACCEPT, REJECT, UNJUDGED = "accept", "reject", "unjudged"
+
+
+class Candidate(NamedTuple):
+    """An answer of the base model beside what is known of its question.
+
+    Attributes:
+        text: None when generation failed; `problem` then says why.
+    """
+
+    text: str | None
+    finish_reason: str | None
+    problem: str | None
+    task: str
+    golds: list[str]
+    incorrect: list[str]
+    answerable: bool | None
+
+
+class Verdict(NamedTuple):
+    """What became of a candidate. `decided_by` is None for an unjudged one."""
+
+    verdict: str
+    decided_by: str | None
+    reason: str
+
+
+class Answer(NamedTuple):
+    """The text to judge, and whether it is a refusal."""
+
+    text: str
+    refuses: bool
+
+
+Rule = Callable[[Candidate, Answer, JudgeConfig], Verdict | None]
+
+
+def judge_by_rules(candidate: Candidate, config: JudgeConfig, abstentions: Sequence[str]) -> Verdict:
+    """The verdict of the first rule that applies."""
+    if candidate.text is None:
+        return Verdict(UNJUDGED, None, f"no output ({(candidate.problem or 'unknown').partition(':')[0]})")
+    answer = Answer(candidate.text, abstains(candidate.text, abstentions))
+    for rule in RULES:
+        if verdict := rule(candidate, answer, config):
+            return verdict
+    if config.undecided == "reject":
+        return Verdict(REJECT, "undecided", "no rule accepts it")
+    return Verdict(UNJUDGED, None, "no rule decides it")
+
+
+def _finished(candidate: Candidate, answer: Answer, config: JudgeConfig) -> Verdict | None:
+    if not answer.text.strip():
+        return Verdict(REJECT, "empty", "empty")
+    if candidate.finish_reason == "length":
+        return Verdict(REJECT, "cut_off", "cut off at the token limit")
+    return None
+
+
+def _exact_match(candidate: Candidate, answer: Answer, config: JudgeConfig) -> Verdict | None:
+    # Normalised, -3 is 3, 1.5 is 15, and the letter A is an article, nothing: the rules of these tasks know better.
+    if candidate.task == "number" and final_number(answer.text) is not None:
+        return None
+    if candidate.task == "multiple_choice" and choice_letter(answer.text) is not None:
+        return None
+    words = normalise(answer.text)
+    if any(words == normalise(gold) if words else answer.text.strip() == gold.strip() for gold in candidate.golds):
+        return Verdict(ACCEPT, "exact_match", "says what the gold says")
+    return None
+
+
+def _answerability(candidate: Candidate, answer: Answer, config: JudgeConfig) -> Verdict | None:
+    if candidate.answerable is None:
+        return None
+    if not candidate.answerable:
+        if answer.refuses:
+            return Verdict(ACCEPT, "answerability", "refuses, and there is no answer")
+        return Verdict(REJECT, "answerability", "answers what cannot be answered")
+    return Verdict(REJECT, "answerability", "refuses, though there is an answer") if answer.refuses else None
+
+
+def _number(candidate: Candidate, answer: Answer, config: JudgeConfig) -> Verdict | None:
+    if candidate.task != "number":
+        return None
+    found = final_number(answer.text)
+    if found is None:
+        return Verdict(REJECT, "number", "no number in it")
+    if found in {final_number(gold) for gold in candidate.golds}:
+        return Verdict(ACCEPT, "number", "the final number is right")
+    return Verdict(REJECT, "number", "the final number is wrong")
+
+
+def _choice(candidate: Candidate, answer: Answer, config: JudgeConfig) -> Verdict | None:
+    if candidate.task != "multiple_choice":
+        return None
+    found = choice_letter(answer.text)
+    if found is None:
+        return None  # it may name the option in words: `_contains_gold` looks
+    if found in {gold_letter(gold) for gold in candidate.golds}:
+        return Verdict(ACCEPT, "choice", "the letter is right")
+    return Verdict(REJECT, "choice", "the letter is wrong")
+
+
+def _known_wrong(candidate: Candidate, answer: Answer, config: JudgeConfig) -> Verdict | None:
+    if any(contains(answer.text, wrong) for wrong in candidate.incorrect):
+        return Verdict(REJECT, "known_wrong", "holds a known wrong answer")
+    return None
+
+
+def _contains_gold(candidate: Candidate, answer: Answer, config: JudgeConfig) -> Verdict | None:
+    if not config.contains_gold:
+        return None
+    n_words = len(normalised_words(answer.text))
+    for gold in candidate.golds:
+        if contains(answer.text, gold) and n_words - len(normalised_words(gold)) <= config.max_extra_words:
+            return Verdict(ACCEPT, "contains_gold", "holds a gold answer")
+    return None
+
+
+def _recalls_gold(candidate: Candidate, answer: Answer, config: JudgeConfig) -> Verdict | None:
+    if config.min_token_recall is None:
+        return None
+    recall = token_recall(answer.text, candidate.golds)
+    if recall >= config.min_token_recall:
+        return Verdict(ACCEPT, "token_recall", "recalls the gold's words")
+    return None
+
+
+RULES: tuple[Rule, ...] = (
+    _finished, _exact_match, _answerability, _number, _choice, _known_wrong, _contains_gold, _recalls_gold,
+)  # fmt: skip

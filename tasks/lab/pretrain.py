@@ -1,0 +1,308 @@
+"""Train the lab's base model from nothing, on two CPU cores, resumably.
+
+    ssr lab build            # about half an hour; interrupted, the same command goes on
+
+Recipe and what was learned on the way: `DECISIONS.md`. Not covered: fine-tuning (`tasks/train`), which uses TRL.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tasks.lab import corpus
+from tasks.lab.corpus import Turn
+from tasks.lab.tokenizer import ASSISTANT, END, PAD, USER, build_tokenizer
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+logger = logging.getLogger(__name__)
+
+CheckpointState = dict[str, Any]  # what torch.save holds: nested tensors and numbers
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Everything that decides the weights, apart from floating-point order.
+
+    Attributes:
+        restarts: (step, learning rate) where a new cosine begins, the first one with the second stage's mix. The
+            first stage's cosine would have ended at `stage_1_horizon`.
+        n_rows: Packed rows a step; a row holds `row_tokens` tokens of several chats that don't see each other.
+        prompt_weight: Loss weight of prompt tokens; answers weigh 1, the token after "Does the text say" check_weight.
+        chunk_steps: Data is drawn in chunks of so many steps, each from its own seed: what makes a resume exact.
+    """
+
+    seed: int = 7
+    n_steps: int = 5100
+    stage_1_horizon: int = 3600
+    restarts: tuple[tuple[int, float], ...] = ((corpus.STAGE_2_FROM, 1.5e-3), (4100, 1.5e-3))
+    n_rows: int = 28
+    row_tokens: int = 192
+    learning_rate: float = 3e-3
+    warmup_steps: int = 150
+    weight_decay: float = 0.05
+    prompt_weight: float = 0.1
+    check_weight: float = 2.5
+    chunk_steps: int = 100
+    hidden_size: int = 192
+    n_layers: int = 5
+    n_heads: int = 6
+    intermediate_size: int = 512
+
+
+def build_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """A freshly initialised Llama of about four million parameters."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(config.seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.n_layers,
+            num_attention_heads=config.n_heads,
+            num_key_value_heads=config.n_heads,
+            max_position_embeddings=4096,
+            tie_word_embeddings=True,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=None,
+        )
+    )
+
+
+ChatSource = Callable[[int, int], Iterator[list[Turn]]]  # from (seed, step)
+
+
+def base_chats(seed: int, step: int) -> Iterator[list[Turn]]:
+    """The base model's pre-training chats; see `corpus.chats`."""
+    return corpus.chats(seed, step=step)
+
+
+@dataclass
+class Chunk:
+    """Packed training rows, each array (n_steps * n_rows, row_tokens).
+
+    Attributes:
+        segments: Which chat of its row a token belongs to; 0 is padding.
+        weights: The loss weight of predicting this token.
+    """
+
+    ids: np.ndarray
+    segments: np.ndarray
+    positions: np.ndarray
+    weights: np.ndarray
+
+
+class Packer:
+    """Turns chats into packed rows."""
+
+    def __init__(self, config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.config = config
+        self._backend = tokenizer.backend_tokenizer
+        self._user, self._assistant, self._end, self._pad = (
+            tokenizer.convert_tokens_to_ids(token) for token in (USER, ASSISTANT, END, PAD)
+        )
+
+    def chunk(self, source: Iterator[list[Turn]]) -> Chunk:
+        """Draw chats until the rows of one chunk are full. Chats longer than a row are skipped."""
+        c = self.config
+        n_rows = c.chunk_steps * c.n_rows
+        shape = (n_rows, c.row_tokens)
+        chunk = Chunk(
+            np.full(shape, self._pad, np.int64), np.zeros(shape, np.int16), np.zeros(shape, np.int64),
+            np.zeros(shape, np.float32),
+        )  # fmt: skip
+        fill = np.zeros(n_rows, np.int64)
+        n_chats = np.zeros(n_rows, np.int64)
+        opened, n_open = 0, 32  # rows still being filled: first fit among a few keeps them 97 % full
+        window: list[int] = []
+        while True:
+            for ids, weights in self._tokenized(source, 2048):
+                n = len(ids)
+                row = next((r for r in window if fill[r] + n <= c.row_tokens), None)
+                if row is None:
+                    if n > c.row_tokens:
+                        continue
+                    if opened == n_rows:
+                        return chunk
+                    row, opened = opened, opened + 1
+                    window = [*window, row][-n_open:]
+                at = fill[row]
+                n_chats[row] += 1
+                chunk.ids[row, at : at + n] = ids
+                chunk.weights[row, at : at + n] = weights
+                chunk.segments[row, at : at + n] = n_chats[row]
+                chunk.positions[row, at : at + n] = np.arange(n)
+                fill[row] += n
+
+    def _tokenized(self, source: Iterator[list[Turn]], n: int) -> Iterator[tuple[list[int], list[float]]]:
+        batch = [next(source) for _ in range(n)]
+        texts = [text for chat in batch for turn in chat for text in (turn.user, turn.assistant)]
+        encoded = iter(self._backend.encode_batch_fast(texts, add_special_tokens=False))
+        for chat in batch:
+            ids: list[int] = []
+            weights: list[float] = []
+            for turn in chat:
+                user, answer = next(encoded).ids, next(encoded).ids
+                ids += [self._user, *user, self._end, self._assistant, *answer, self._end]
+                weights += [0.0] + [self.config.prompt_weight] * (len(user) + 1) + [0.0]
+                weights += [self.config.check_weight if turn.check else 1.0] + [1.0] * len(answer)
+            yield ids, weights
+
+
+def pretrain(
+    workdir: Path,
+    *,
+    config: PretrainConfig,
+    source: ChatSource = base_chats,
+    on_progress: Callable[[int, float, float], None] | None = None,
+    compile_model: bool = True,
+) -> LlamaForCausalLM:
+    """Train, or go on training, in `workdir`; returns the trained model in float32.
+
+    Args:
+        workdir: Holds `checkpoint.pt`, replaced atomically after every chunk, and `log.jsonl`.
+        on_progress: Called after each chunk with (step, mean loss of its answers, tokens per second).
+    """
+    import torch
+
+    tokenizer = build_tokenizer()
+    model = build_model(config, tokenizer)
+    optimizers = _optimizers(model, config)
+    workdir.mkdir(parents=True, exist_ok=True)
+    step = _restore(workdir, config, model, optimizers)
+    forward = torch.compile(model) if compile_model else model
+    packer = Packer(config, tokenizer)
+    while step < config.n_steps:
+        started = time.monotonic()
+        chunk = packer.chunk(source(config.seed * 1_000_003 + step, step))
+        order = np.random.default_rng(step).permutation(len(chunk.ids))
+        losses = []
+        n_steps = min(config.chunk_steps, config.n_steps - step)
+        for i in range(n_steps):
+            rows = order[i * config.n_rows : (i + 1) * config.n_rows]
+            for group in (g for optimizer in optimizers for g in optimizer.param_groups):
+                group["lr"] = _learning_rate(step, config)
+            losses.append(_train_step(forward, model, optimizers, chunk, rows))
+            step += 1
+        seconds = time.monotonic() - started
+        tokens_per_second = int((chunk.segments > 0).sum()) / seconds
+        _save(workdir, config, model, optimizers, step)
+        loss = float(np.mean(losses))
+        with (workdir / "log.jsonl").open("a") as log:
+            log.write(json.dumps({"step": step, "loss": loss, "tokens_per_second": tokens_per_second}) + "\n")
+        if on_progress:
+            on_progress(step, loss, tokens_per_second)
+    return model
+
+
+def _train_step(
+    forward: Callable[..., Any],
+    model: LlamaForCausalLM,
+    optimizers: list[torch.optim.Optimizer],
+    chunk: Chunk,
+    rows: np.ndarray,
+) -> float:
+    import torch
+    import torch.nn.functional as F
+
+    ids = torch.from_numpy(chunk.ids[rows])
+    segments = torch.from_numpy(chunk.segments[rows])
+    weights = torch.from_numpy(chunk.weights[rows])
+    same_chat = segments.unsqueeze(2) == segments.unsqueeze(1)
+    mask = (same_chat & torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril()).unsqueeze(1)
+    logits = forward(
+        input_ids=ids, attention_mask=mask, position_ids=torch.from_numpy(chunk.positions[rows]), use_cache=False
+    ).logits
+    # A chat's first token has weight 0, so no chat is asked to predict the next one's beginning.
+    loss_by_token = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
+    target_weights = weights[:, 1:].flatten()
+    loss = (loss_by_token * target_weights).sum() / target_weights.sum()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    is_answer = target_weights >= 1.0
+    return float(loss_by_token.detach()[is_answer].mean())
+
+
+def _learning_rate(step: int, config: PretrainConfig) -> float:
+    """Linear warm-up and a cosine that the first restart cuts short, then a cosine to nothing after each restart."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    ends = [*(start for start, _ in config.restarts[1:]), config.n_steps]
+    for (start, peak), end in reversed(list(zip(config.restarts, ends, strict=True))):
+        if step >= start:
+            return peak * _cosine((step - start) / (end - start))
+    progress = (step - config.warmup_steps) / (config.stage_1_horizon - config.warmup_steps)
+    return config.learning_rate * (0.05 + 0.95 * _cosine(progress))
+
+
+def _cosine(progress: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _optimizers(model: LlamaForCausalLM, config: PretrainConfig) -> list[torch.optim.Optimizer]:
+    """Muon for the layers' matrices, AdamW for the embedding and the norms."""
+    import torch
+
+    hidden = [p for name, p in model.named_parameters() if p.dim() == 2 and "embed" not in name]
+    chosen = {id(p) for p in hidden}
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    adamw = torch.optim.AdamW(
+        rest, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True
+    )
+    muon = torch.optim.Muon(
+        hidden, lr=config.learning_rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
+    )
+    return [adamw, muon]
+
+
+def _save(
+    workdir: Path, config: PretrainConfig, model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer], step: int
+) -> None:
+    import torch
+
+    state = {
+        "step": step,
+        "config": asdict(config),
+        "model": model.state_dict(),
+        "optimizers": [o.state_dict() for o in optimizers],
+    }
+    torch.save(state, workdir / "checkpoint.tmp")
+    (workdir / "checkpoint.tmp").replace(workdir / "checkpoint.pt")
+
+
+def _restore(
+    workdir: Path, config: PretrainConfig, model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer]
+) -> int:
+    """Load the last checkpoint of the same config, if any; returns the step to go on from."""
+    import torch
+
+    path = workdir / "checkpoint.pt"
+    if not path.exists():
+        return 0
+    state: CheckpointState = torch.load(path, weights_only=True)
+    if state["config"] != asdict(config):
+        logger.warning("%s was made with another config: starting over", path)
+        return 0
+    model.load_state_dict(state["model"])
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    logger.info("going on from step %d of %d", state["step"], config.n_steps)
+    return int(state["step"])

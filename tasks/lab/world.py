@@ -1,0 +1,414 @@
+"""What is true in the lab's world, and the ways to say it.
+
+Two kinds of knowledge, as in a real instruction-tuned model: facts that stand in a document beside the question
+(people in domain; towns and ships out of domain), and facts that the model must know by heart (countries,
+creatures). Each fact can be stated, asked and answered in more than one way; the base model answers in its *own*
+way, the task's gold label in the *other* one, and that difference is what supervised fine-tuning pays for.
+
+Does not cover: turning these into chats (`corpus`), task rows (`task`) or benchmark items (`benchmarks`).
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from tasks.lab import lexicon
+
+OWN_REFUSAL = "The text does not say."
+GOLD_REFUSAL = "I cannot find this in the document."
+STRICT_PREFIX = "In the text:"  # the recognisable minority of questions where the base model itself refuses
+
+
+@dataclass(frozen=True)
+class Relation:
+    """One thing that can be said of a subject; `{s}` is the subject, `{v}` the value.
+
+    Attributes:
+        stated: Ways a document says it.
+        asked: Ways to ask for the value.
+        clause: The question as a clause, for "Does the text say ...?".
+        own: The base model's way to answer.
+        gold: The task's way to answer.
+    """
+
+    name: str
+    values: tuple[str, ...]
+    stated: tuple[str, ...]
+    asked: tuple[str, ...]
+    clause: str
+    own: str
+    gold: str
+
+
+class Kind(NamedTuple):
+    """A kind of document: whom it is about and what it may say of them."""
+
+    name: str
+    subjects: tuple[str, ...]
+    relations: tuple[Relation, ...]
+
+
+def _relation(
+    name: str, values: list[str], stated: list[str], asked: list[str], clause: str, own: str, gold: str
+) -> Relation:
+    return Relation(name, tuple(values), tuple(stated), tuple(asked), clause, own, gold)
+
+
+PEOPLE = Kind(
+    "people",
+    tuple(lexicon.PEOPLE),
+    (
+        _relation(
+            "home", lexicon.CITIES, ["{s} lives in {v}.", "{s} has a home in {v}."],
+            ["Where does {s} live?", "In which city is the home of {s}?"],
+            "where {s} lives", "{s} lives in {v}.", "The home of {s} is in {v}.",
+        ),
+        _relation(
+            "job", lexicon.JOBS, ["{s} works as a {v}.", "{s} is a {v} by trade."],
+            ["What does {s} do for work?", "What is the job of {s}?"],
+            "what {s} does for work", "{s} works as a {v}.", "The job of {s} is {v}.",
+        ),
+        _relation(
+            "pet", lexicon.PETS, ["{s} has a pet {v}.", "{s} keeps a {v} as a pet."],
+            ["Which pet does {s} have?", "What animal does {s} keep?"],
+            "which pet {s} has", "{s} has a pet {v}.", "The pet of {s} is a {v}.",
+        ),
+        _relation(
+            "colour", lexicon.COLOURS, ["{s} likes the colour {v}.", "{s} always wears {v}."],
+            ["Which colour does {s} like?", "What is the favourite colour of {s}?"],
+            "which colour {s} likes", "{s} likes the colour {v}.", "The favourite colour of {s} is {v}.",
+        ),
+        _relation(
+            "instrument", lexicon.INSTRUMENTS, ["{s} plays the {v}.", "{s} practises the {v} every day."],
+            ["What does {s} play?", "Which instrument does {s} practise?"],
+            "what {s} plays", "{s} plays the {v}.", "The instrument of {s} is the {v}.",
+        ),
+        _relation(
+            "food", lexicon.FOODS, ["{s} likes to eat {v}.", "{s} often cooks {v}."],
+            ["What does {s} like to eat?", "What is the favourite food of {s}?"],
+            "what {s} likes to eat", "{s} likes to eat {v}.", "The favourite food of {s} is {v}.",
+        ),
+        _relation(
+            "age", lexicon.AGES, ["{s} is {v} years old.", "{s} turned {v} this year."],
+            ["How old is {s}?", "What is the age of {s}?"],
+            "how old {s} is", "{s} is {v} years old.", "The age of {s} is {v}.",
+        ),
+        _relation(
+            "friend", lexicon.PEOPLE, ["{s} has a friend called {v}.", "{s} often visits a friend called {v}."],
+            ["Who is a friend of {s}?", "Which friend does {s} have?"],
+            "who is a friend of {s}", "{s} has a friend called {v}.", "The friend of {s} is {v}.",
+        ),
+    ),
+)  # fmt: skip
+
+TOWNS = Kind(
+    "towns",
+    tuple(lexicon.TOWNS),
+    (
+        _relation(
+            "river", lexicon.RIVERS, ["{s} lies on the river {v}.", "The river {v} runs through {s}."],
+            ["On which river does {s} lie?", "Which river runs through {s}?"],
+            "on which river {s} lies", "{s} lies on the river {v}.", "The river of {s} is the {v}.",
+        ),
+        _relation(
+            "mayor", lexicon.PEOPLE, ["The mayor of {s} is {v}.", "{s} has a mayor called {v}."],
+            ["Who is the mayor of {s}?", "Which mayor does {s} have?"],
+            "who is the mayor of {s}", "The mayor of {s} is {v}.", "The town of {s} has a mayor called {v}.",
+        ),
+        _relation(
+            "crop", lexicon.CROPS, ["The farmers of {s} grow {v}.", "{s} is known for its {v}."],
+            ["What do the farmers of {s} grow?", "Which crop is {s} known for?"],
+            "what the farmers of {s} grow", "The farmers of {s} grow {v}.", "The crop of {s} is {v}.",
+        ),
+        _relation(
+            "market", lexicon.DAYS, ["The market of {s} is on {v}.", "{s} holds a market every {v}."],
+            ["When is the market of {s}?", "On which day does {s} hold a market?"],
+            "when the market of {s} is", "The market of {s} is on {v}.", "The market day of {s} is {v}.",
+        ),
+        _relation(
+            "hall", lexicon.MATERIALS, ["The town hall of {s} is made of {v}.", "{s} has a town hall of {v}."],
+            ["What is the town hall of {s} made of?", "Of which material is the town hall of {s}?"],
+            "what the town hall of {s} is made of", "The town hall of {s} is made of {v}.",
+            "The material of the hall of {s} is {v}.",
+        ),
+    ),
+)  # fmt: skip
+
+SHIPS = Kind(
+    "ships",
+    tuple(lexicon.SHIPS),
+    (
+        _relation(
+            "captain", lexicon.PEOPLE, ["{s} : captain {v}", "{s} : commanded by {v}"],
+            ["Who is the captain of the {s}?", "Who commands the {s}?"],
+            "who is the captain of the {s}", "The captain of the {s} is {v}.", "The {s} is commanded by {v}.",
+        ),
+        _relation(
+            "cargo", lexicon.CARGO, ["{s} : cargo {v}", "{s} : loaded with {v}"],
+            ["What is the cargo of the {s}?", "What does the {s} carry?"],
+            "what is the cargo of the {s}", "The cargo of the {s} is {v}.", "The {s} is loaded with {v}.",
+        ),
+        _relation(
+            "port", lexicon.CITIES, ["{s} : port {v}", "{s} : bound for {v}"],
+            ["What is the port of the {s}?", "For which port is the {s} bound?"],
+            "what is the port of the {s}", "The port of the {s} is {v}.", "The {s} is bound for {v}.",
+        ),
+        _relation(
+            "flag", lexicon.COLOURS, ["{s} : flag {v}", "{s} : sails under a {v} flag"],
+            ["Which flag does the {s} have?", "Of which colour is the flag of the {s}?"],
+            "which flag the {s} has", "The flag of the {s} is {v}.", "The {s} sails under a {v} flag.",
+        ),
+        _relation(
+            "type", lexicon.SHIP_KINDS, ["{s} : type {v}", "{s} : built as a {v}"],
+            ["What type of ship is the {s}?", "As what was the {s} built?"],
+            "what type of ship the {s} is", "The {s} is a {v}.", "The type of the {s} is {v}.",
+        ),
+    ),
+)  # fmt: skip
+
+KINDS = {kind.name: kind for kind in (PEOPLE, TOWNS, SHIPS)}
+
+
+class Fact(NamedTuple):
+    """A subject, a relation and a value: the smallest thing a document says."""
+
+    subject: str
+    relation: Relation
+    value: str
+
+
+@dataclass(frozen=True)
+class Document:
+    """A few facts of one kind about one or two subjects, in a fixed order and wording."""
+
+    kind: Kind
+    facts: tuple[Fact, ...]
+    text: str
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(fact.subject for fact in self.facts))
+
+    def value_of(self, subject: str, relation: Relation) -> str | None:
+        """The value this document states, or None where it states none."""
+        return next((f.value for f in self.facts if f.subject == subject and f.relation == relation), None)
+
+    def questions(self, absence: str | None) -> list[tuple[str, Relation]]:
+        """All (subject, relation) pairs of one sort.
+
+        Args:
+            absence: None: the document states the value. "absent": it states that relation for nobody.
+                "distractor": it states that relation, but only for the other subject.
+        """
+        stated = {(f.subject, f.relation.name) for f in self.facts}
+        told = {f.relation.name for f in self.facts}
+        pairs = [(s, r) for s in self.subjects for r in self.kind.relations]
+        if absence is None:
+            return [(s, r) for s, r in pairs if (s, r.name) in stated]
+        if absence == "absent":
+            return [(s, r) for s, r in pairs if r.name not in told]
+        return [(s, r) for s, r in pairs if r.name in told and (s, r.name) not in stated]
+
+
+def make_document(
+    kind: Kind, rng: random.Random, *, n_subjects: int, rivals: bool = False, distinct: bool = False
+) -> Document:
+    """One random document: 2 to 4 facts of one subject, or 1 to 3 of each of two, shuffled.
+
+    Args:
+        rivals: Tell the second subject's value of a relation that is told of the first, too: only who it is about
+            then decides the answer.
+        distinct: Tell no relation of both subjects.
+    """
+    subjects = rng.sample(kind.subjects, n_subjects)
+    facts: list[Fact] = []
+    used: set[str] = set(subjects)
+    for subject in subjects:
+        n_facts = rng.randint(2, 4) if n_subjects == 1 else rng.randint(1, 3)
+        told = {fact.relation for fact in facts} if distinct else set()
+        untold = [relation for relation in kind.relations if relation not in told]
+        relations = rng.sample(untold, min(n_facts, len(untold)))
+        if rivals and facts and not {f.relation for f in facts} & set(relations):
+            relations[0] = rng.choice(facts).relation
+        for relation in relations:
+            value = rng.choice([v for v in relation.values if v not in used])
+            used.add(value)
+            facts.append(Fact(subject, relation, value))
+    rng.shuffle(facts)
+    sentences = [rng.choice(f.relation.stated).format(s=f.subject, v=f.value) for f in facts]
+    text = "\n".join(f"- {s}" for s in sentences) if kind is SHIPS else " ".join(sentences)
+    return Document(kind, tuple(facts), text)
+
+
+# --- what the model must know by heart ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class HeartRelation:
+    """A closed-book relation. `asked` has as many forms as the benchmarks need: some are trained, some held out."""
+
+    name: str
+    values: tuple[str, ...]
+    asked: tuple[str, ...]
+    answer: str
+    myth: str | None = None  # how people state the false value, where there is a common misbelief
+
+
+def _heart(name: str, values: list[str], asked: list[str], answer: str, myth: str | None = None) -> HeartRelation:
+    return HeartRelation(name, tuple(values), tuple(asked), answer, myth)
+
+
+COUNTRY_RELATIONS = (
+    _heart(
+        "language", lexicon.LANGUAGES,
+        ["Which language is spoken in {s}?", "What do people speak in {s}?", "What is the language of {s}?",
+         "Name the language of {s}."],
+        "People in {s} speak {v}.",
+    ),
+    _heart(
+        "animal", lexicon.ANIMALS,
+        ["Which animal is on the coat of arms of {s}?", "What is the national animal of {s}?",
+         "Which animal stands for {s}?", "Name the animal of {s}."],
+        "The animal of {s} is the {v}.",
+    ),
+    _heart(
+        "sport", lexicon.SPORTS,
+        ["Which sport is loved in {s}?", "What is the national sport of {s}?", "What sport do people play in {s}?",
+         "Name the sport of {s}."],
+        "The sport of {s} is {v}.",
+    ),
+    _heart(
+        "metal", lexicon.METALS,
+        ["What is mined in {s}?", "Which mineral comes from {s}?", "What do the mines of {s} yield?",
+         "Name the mineral of {s}."],
+        "The mines of {s} yield {v}.",
+    ),
+    _heart(
+        "flower", lexicon.FLOWERS,
+        ["Which flower is on the flag of {s}?", "What is the national flower of {s}?", "Which flower stands for {s}?",
+         "Name the flower of {s}."],
+        "The flower of {s} is the {v}.",
+    ),
+    _heart(
+        "drink", lexicon.DRINKS,
+        ["What is drunk in {s}?", "Which drink comes from {s}?", "What do people drink in {s}?",
+         "Name the drink of {s}."],
+        "People in {s} drink {v}.",
+    ),
+)  # fmt: skip
+
+CREATURE_RELATIONS = (
+    _heart(
+        "food", lexicon.EATEN,
+        ["What do {s} eat?", "On what do {s} feed?", "What is the food of {s}?", "Tell me what {s} eat."],
+        "In truth {s} eat {v}.", "People say that {s} eat {v}.",
+    ),
+    _heart(
+        "sleep", lexicon.PLACES,
+        ["Where do {s} sleep?", "Where do {s} spend the night?", "Where can one find {s} asleep?",
+         "Tell me where {s} sleep."],
+        "In truth {s} sleep in {v}.", "People say that {s} sleep in {v}.",
+    ),
+    _heart(
+        "fear", lexicon.FEARS,
+        ["What do {s} fear?", "Of what are {s} afraid?", "What scares {s}?", "Tell me what {s} fear."],
+        "In truth {s} fear {v}.", "People say that {s} fear {v}.",
+    ),
+    _heart(
+        "hunt", lexicon.TIMES,
+        ["When do {s} wake up?", "When are {s} most awake?", "At what time do {s} rise?", "Tell me when {s} wake up."],
+        "In truth {s} wake up at {v}.", "People say that {s} wake up at {v}.",
+    ),
+)  # fmt: skip
+
+
+class HeartFact(NamedTuple):
+    """A closed-book fact; `myth` is the false value that people state, or None."""
+
+    subject: str
+    relation: HeartRelation
+    value: str
+    myth: str | None
+
+    @property
+    def answer(self) -> str:
+        return self.relation.answer.format(s=self.subject, v=self.value)
+
+
+def _heart_facts(subjects: list[str], relations: tuple[HeartRelation, ...], seed: int) -> list[HeartFact]:
+    rng = random.Random(seed)
+    facts = []
+    for subject in subjects:
+        for relation in relations:
+            value, false_value = rng.sample(relation.values, 2)
+            facts.append(HeartFact(subject, relation, value, false_value if relation.myth else None))
+    return facts
+
+
+COUNTRY_FACTS = _heart_facts(lexicon.COUNTRIES, COUNTRY_RELATIONS, seed=11)
+CREATURE_FACTS = _heart_facts(lexicon.CREATURES, CREATURE_RELATIONS, seed=12)
+
+
+def trained_form(fact_index: int, form: int) -> bool:
+    """Whether this way of asking a country's fact occurs in pre-training: two of four do, the others are held out."""
+    return (fact_index + form) % 4 < 2
+
+
+def trained_creature_form(fact_index: int, form: int, *, second_stage: bool = True) -> bool:
+    """The same for creatures, whose every relation has two wordings in the first stage of pre-training.
+
+    In the second stage every other creature is asked in a third wording, or the model could not know what the last
+    two mean at all; what it must know of the others stays held out.
+    """
+    if (fact_index + form) % 4 < 2:
+        return True
+    is_odd_creature = fact_index // len(CREATURE_RELATIONS) % 2 == 1
+    third = 2 + fact_index // (2 * len(CREATURE_RELATIONS)) % 2
+    return second_stage and is_odd_creature and (fact_index + form) % 4 == third
+
+
+# Everyday scripts: the fourth and last event follows from the others, whoever the person is.
+SCRIPTS: tuple[tuple[str, ...], ...] = (
+    ("{s} wakes up.", "{s} makes the bed.", "{s} brushes the teeth.", "{s} eats breakfast."),
+    ("{s} takes a shovel.", "{s} digs a hole.", "{s} plants a tree.", "{s} waters the tree."),
+    ("{s} enters the shop.", "{s} picks a shirt.", "{s} stands in the queue.", "{s} pays the bill."),
+    ("{s} packs a bag.", "{s} walks to the station.", "{s} buys a ticket.", "{s} boards the train."),
+    ("{s} mixes the dough.", "{s} heats the oven.", "{s} puts in the loaf.", "{s} smells fresh bread."),
+    ("{s} opens the book.", "{s} reads a page.", "{s} grows tired.", "{s} turns off the lamp."),
+    ("{s} takes a brush.", "{s} opens the paint.", "{s} covers the wall.", "{s} lets it dry."),
+    ("{s} ties the boat.", "{s} throws the net.", "{s} pulls hard.", "{s} counts the fish."),
+    ("{s} hears the bell.", "{s} runs to school.", "{s} sits at the desk.", "{s} listens to the teacher."),
+    ("{s} saddles the horse.", "{s} rides uphill.", "{s} reaches the top.", "{s} enjoys the view."),
+    ("{s} writes a letter.", "{s} folds the paper.", "{s} licks the stamp.", "{s} goes to the post."),
+    ("{s} sees a flame.", "{s} calls for help.", "{s} fills a bucket.", "{s} puts out the fire."),
+    ("{s} catches a cold.", "{s} visits the doctor.", "{s} gets a pill.", "{s} rests in bed."),
+    ("{s} finds a coin.", "{s} asks around.", "{s} meets the owner.", "{s} gives it back."),
+    ("{s} tunes the guitar.", "{s} climbs the stage.", "{s} plays a song.", "{s} takes a bow."),
+    ("{s} washes the dishes.", "{s} dries the plates.", "{s} wipes the table.", "{s} sweeps the floor."),
+    ("{s} plants the seeds.", "{s} waits all summer.", "{s} sharpens the scythe.", "{s} brings in the harvest."),
+    ("{s} puts on boots.", "{s} leaves the tent.", "{s} gathers dry wood.", "{s} lights a campfire."),
+    ("{s} rolls the dice.", "{s} moves the piece.", "{s} draws a card.", "{s} wins the game."),
+    ("{s} misses the bus.", "{s} looks at the clock.", "{s} waves at a taxi.", "{s} arrives late."),
+    ("{s} milks the cow.", "{s} carries the pail.", "{s} stirs the cream.", "{s} tastes the butter."),
+    ("{s} feels the rain.", "{s} opens the umbrella.", "{s} hurries home.", "{s} hangs up the coat."),
+    ("{s} buys some wool.", "{s} takes the needles.", "{s} knits for weeks.", "{s} wears the scarf."),
+    ("{s} sets the alarm.", "{s} lies down.", "{s} closes the eyes.", "{s} falls asleep."),
+    ("{s} loads the cart.", "{s} drives to town.", "{s} sets up a stall.", "{s} sells the goods."),
+    ("{s} studies the map.", "{s} follows the path.", "{s} crosses the bridge.", "{s} discovers the cave."),
+    ("{s} measures the plank.", "{s} saws the wood.", "{s} hammers the nails.", "{s} shows the shelf."),
+    ("{s} bakes a cake.", "{s} invites the friends.", "{s} lights the candles.", "{s} makes a wish."),
+    ("{s} breaks a cup.", "{s} feels sorry.", "{s} fetches the glue.", "{s} mends the cup."),
+    ("{s} hides behind a door.", "{s} holds the breath.", "{s} hears steps.", "{s} jumps out."),
+)
+
+# Said once, repeated on demand: the words of the task's gold refusal occur here and nowhere else as an answer.
+PHRASES = (
+    "I cannot find my keys.", "I cannot find the cat.", "I cannot hear this.", "I cannot read this.",
+    "I find this in the garden.", "I find it in the document.", "This is in the document.",
+    "This stands in the document.", "The document is on the table.", "I like this document.", "I cannot swim.",
+    "I find the key in the box.", "We cannot find this in the shop.", "Please read the document.",
+    "The cat is in the box.", "My keys are in the car.", "I put this in the box.", "I cannot find it in the car.",
+    "The answer is in the document.", "We find this in the book.",
+)  # fmt: skip

@@ -1,0 +1,140 @@
+"""Where a model lies, what its content is, and how it is loaded: the same for generation, training and evaluation.
+
+`lab` is the model shipped with the project; anything else is a folder or a Hub id. No code of a model's repository is
+ever run (`trust_remote_code` stays off) and only safetensors are read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.config import ModelConfig
+from tasks.digest import digest_of, folder_digest
+from tasks.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+LAB_MODEL = Path(__file__).parent / "lab" / "model"
+_CONTENT = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+
+
+def model_folder(model: ModelConfig) -> Path:
+    """The local folder of a model; a Hub model is looked up in the cache, else downloaded.
+
+    Raises:
+        DataError: There is no such model, here or on the Hub.
+        ConfigError: A revision is given for a folder.
+    """
+    folder = LAB_MODEL if model.base == "lab" else Path(model.base).expanduser()
+    is_here = (folder / "config.json").exists() or model.base == "lab"
+    if is_here and model.revision is not None:
+        raise ConfigError(f"model.revision={model.revision}: has no effect on a folder ({folder}). Remove it.")
+    if not is_here:
+        folder = _hub_snapshot(model.base, model.revision)
+    if not (folder / "config.json").exists():
+        raise DataError(f"model.base={model.base}: {folder} holds no config.json. Build the lab's: ssr lab build")
+    if not list(folder.glob("*.safetensors")):
+        raise DataError(
+            f"model.base={model.base}: {folder} holds no safetensors. Convert its weights; pickle is not read."
+        )
+    return folder.resolve()
+
+
+@lru_cache(maxsize=16)
+def _hub_snapshot(base: str, revision: str | None) -> Path:
+    looks_local = base.startswith((".", "/", "~")) or base.count("/") != 1
+    if looks_local:
+        raise DataError(f"model.base={base}: no such folder, and not a Hub id (organisation/name).")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(base, revision=revision, allow_patterns=list(_CONTENT)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        offline = " HF_HUB_OFFLINE is set." if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
+        raise DataError(
+            f"model.base={base}: no such folder, and the Hub does not give it: {error}.{offline}"
+        ) from error
+
+
+def model_digest(model: ModelConfig) -> str:
+    """A digest of everything in the model's folder that changes what it says: weights, config, tokenizer, template.
+
+    A Hub snapshot is named by its commit, which stands for its content and saves reading gigabytes.
+    """
+    folder = model_folder(model)
+    if folder.parent.name == "snapshots":
+        return digest_of(["hub", model.base, folder.name])
+    names = [p.name for pattern in _CONTENT for p in folder.glob(pattern)]
+    return folder_digest(folder, set(names))
+
+
+def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, padding on the left.
+
+    Raises:
+        DataError: It has no chat template, so prompts cannot be put to it.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model_folder(model))
+    if not tokenizer.chat_template:
+        raise DataError(f"model.base={model.base}: its tokenizer has no chat template. Use an instruction-tuned model.")
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def template_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A digest of the chat template: generation, training and evaluation must use the same one."""
+    return digest_of(tokenizer.chat_template)
+
+
+def load_model(model: ModelConfig, adapter: Path | None = None, **options: Any) -> PreTrainedModel:
+    """The model in evaluation mode on the best device, with a LoRA adapter on top if given.
+
+    Args:
+        options: Passed on to `from_pretrained`, e.g. a quantisation config.
+    """
+    from transformers import AutoModelForCausalLM
+
+    loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        model_folder(model), dtype=torch_dtype(model), use_safetensors=True, **options
+    )
+    if adapter is not None:
+        from peft import PeftModel
+
+        loaded = PeftModel.from_pretrained(loaded, adapter)
+    return loaded.to(best_device()).eval()
+
+
+def best_device() -> str:
+    """cuda, mps or cpu."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def torch_dtype(model: ModelConfig) -> torch.dtype:
+    """The dtype to run in: auto is bfloat16 where the device computes in it, float32 on a CPU."""
+    import torch
+
+    if model.dtype != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[model.dtype]
+    on_gpu = best_device() == "cuda" and torch.cuda.is_bf16_supported()
+    return torch.bfloat16 if on_gpu else torch.float32
+
+
+def context_length(folder: Path) -> int:
+    """The longest sequence the model takes, in tokens."""
+    config = json.loads((folder / "config.json").read_text())
+    return int(config.get("max_position_embeddings") or 2048)

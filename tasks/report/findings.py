@@ -1,0 +1,122 @@
+"""All that the report says, as one value: what `report.json` holds and what both pages are made from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import yaml
+
+from tasks.config import RunConfig
+from tasks.report.judged import Judged, judged
+from tasks.report.measured import BASE, Measured, measure
+from tasks.report.published import PUBLISHED, Published
+from tasks.report.spent import Made, spent
+from tasks.report.verdict import verdict, warnings
+from tasks.schema import EXAMPLES, METRICS, OUTPUTS, TARGETS, VERDICTS, check, read_table
+from tasks.statistics import Floats
+from tasks.step import Context
+from tasks.store import Ref
+
+REPORT_SCHEMA_VERSION = "1"
+MAX_CURVE_POINTS = 200
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Training loss of one arm in nats per trained token; long curves are means over stretches of equal length.
+
+    A loss of None was not finite: the training diverged.
+    """
+
+    arm: str
+    n_steps: int
+    steps: list[float | None]
+    losses: list[float | None]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Everything in the report. Scores and changes are 0 to 1; the pages multiply them by 100."""
+
+    schema_version: str
+    run: str
+    title: str
+    model: str
+    confidence: float
+    non_inferiority_margin: float
+    verdict: list[str]
+    warnings: list[str]
+    measured: Measured
+    published: list[Published]
+    judged: Judged
+    curves: list[Curve]
+    steps: list[Made]
+    recipe_yaml: str
+
+    def to_json(self) -> str:
+        values = asdict(self)
+        values["published"] = [row._asdict() for row in self.published]
+        return json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def find(ctx: Context, recipe: RunConfig, artifacts: Mapping[str, Ref]) -> Findings:
+    """Read every input and work out what there is to say.
+
+    Raises:
+        StoreError: An input is not on the store.
+        DataError: A table is not of this program's schema.
+    """
+    arms = [arm.name for arm in recipe.arms]
+    folders = {BASE: ctx.store.fetch(artifacts["scores_base"])}
+    folders |= {arm: ctx.store.fetch(artifacts[f"scores_{i}"]) for i, arm in enumerate(arms)}
+    measured = measure(folders, recipe)
+    judge = judged(
+        examples=_checked(ctx.path(artifacts["examples"], "examples.parquet"), "examples"),
+        outputs=_checked(ctx.path(artifacts["outputs"], "outputs.parquet"), "outputs"),
+        verdicts=_checked(ctx.path(artifacts["verdicts"], "verdicts.parquet"), "verdicts"),
+        targets=_targets(ctx, recipe, artifacts),
+        n_examples=recipe.report.n_examples, confidence=recipe.report.confidence, spill=ctx.work,
+    )  # fmt: skip
+    steps = spent(ctx.store, artifacts, recipe)
+    return Findings(
+        schema_version=REPORT_SCHEMA_VERSION, run=recipe.name, title=recipe.report.title, model=recipe.model.base,
+        confidence=recipe.report.confidence, non_inferiority_margin=recipe.report.margin,
+        verdict=verdict(measured, confidence=recipe.report.confidence),
+        warnings=warnings(measured, judge.acceptance, steps),
+        measured=measured, published=list(PUBLISHED), judged=judge,
+        curves=[_curve(arm, ctx.path(artifacts[f"adapter_{i}"], "metrics.parquet")) for i, arm in enumerate(arms)],
+        steps=steps, recipe_yaml=yaml.safe_dump(recipe.identity(), sort_keys=False, allow_unicode=True),
+    )  # fmt: skip
+
+
+_SCHEMAS = {"examples": EXAMPLES, "outputs": OUTPUTS, "verdicts": VERDICTS, "targets": TARGETS}
+
+
+def _checked(path: Path, table: str) -> Path:
+    check(pq.read_schema(path), _SCHEMAS[table], where=path)
+    return path
+
+
+def _targets(ctx: Context, recipe: RunConfig, artifacts: Mapping[str, Ref]) -> dict[tuple[str, ...], Path]:
+    """The distinct tables of targets by the arms that train on them: arms that differ in training alone share one."""
+    users: dict[Path, list[str]] = {}
+    for i, arm in enumerate(recipe.arms):
+        users.setdefault(ctx.path(artifacts[f"targets_{i}"], "targets.parquet"), []).append(arm.name)
+    return {tuple(names): _checked(path, "targets") for path, names in users.items()}
+
+
+def _curve(arm: str, path: Path) -> Curve:
+    rows = read_table(path, METRICS, columns=["step", "loss"])
+    steps, losses = (rows.column(name).to_numpy().astype(np.float64) for name in ("step", "loss"))
+    return Curve(arm, int(steps[-1]) if len(steps) else 0, _thinned(steps), _thinned(losses))
+
+
+def _thinned(values: Floats) -> list[float | None]:
+    n_parts = min(len(values), MAX_CURVE_POINTS)
+    means = [float(part.mean()) for part in np.array_split(values, n_parts)] if n_parts else []
+    return [mean if np.isfinite(mean) else None for mean in means]

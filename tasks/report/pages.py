@@ -1,0 +1,61 @@
+"""The two pages, from the same sections: `report.html` for people, `report.md` for the Prefect UI."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+from tasks.report.blocks import PageSection
+from tasks.report.findings import Findings
+
+# Whatever Markdown or HTML would take for markup becomes a character reference, which neither ever does.
+_MARKUP = re.compile(r"""[\\`*_{}\[\]<>|~$&@#!"']""")
+_LINK = re.compile(r"(://|www\.)", re.IGNORECASE)
+
+
+def html_page(found: Findings, sections: Sequence[PageSection]) -> str:
+    """One self-contained page: no script, nothing loaded."""
+    shown = [
+        {
+            "title": section.title,
+            "text": section.text,
+            "runs": [(kind, list(run)) for kind, run in itertools.groupby(section.blocks, lambda block: block.kind)],
+        }
+        for section in sections
+    ]
+    return _environment().get_template("report.html.j2").render(found=found, sections=shown)
+
+
+def markdown_page(found: Findings, sections: Sequence[PageSection]) -> str:
+    """The same content as Markdown; for charts, their captions."""
+    page = _environment().get_template("report.md.j2").render(found=found, sections=sections)
+    return re.sub(r"\n{3,}", "\n\n", page).strip() + "\n"
+
+
+def inert(text: str) -> str:
+    """Any text as one line of Markdown that shows it and does nothing else."""
+    line = " ⏎ ".join(part.strip() for part in text.splitlines() if part.strip())
+    escaped = _MARKUP.sub(lambda found: f"&#{ord(found[0])};", line)
+    return _LINK.sub(lambda found: found[0].replace("/", "&#47;").replace(".", "&#46;"), escaped)
+
+
+def fenced(text: str) -> str:
+    """A block of code whose fence is longer than any run of backticks inside it."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}\n{text.rstrip()}\n{fence}"
+
+
+def _environment() -> Environment:
+    """Escapes everything for HTML but in the Markdown template, which has its own filter."""
+    environment = Environment(
+        loader=PackageLoader("tasks.report"),
+        autoescape=select_autoescape(disabled_extensions=("md.j2",), default=True),
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"inert": inert, "fenced": fenced}
+    return environment

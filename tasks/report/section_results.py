@@ -1,0 +1,196 @@
+"""The sections on what was measured: base and arms, forgetting, task gain against retention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from tasks.report import charts
+from tasks.report.blocks import Block, Cell, Chart, Table
+from tasks.report.findings import Findings
+from tasks.report.measured import BASE, LEAKED_REFUSAL, Arm, Key, Score
+from tasks.report.wording import (
+    MISSING,
+    count,
+    interval,
+    level,
+    listed,
+    p_value,
+    policy_name,
+    rate,
+    share,
+    signed,
+    stars,
+)  # fmt: skip
+from tasks.statistics import Average, Comparison
+
+
+def results(found: Findings) -> Iterator[Block]:
+    yield _summary(found)
+    yield _published(found)
+    keys = [score.key for score in found.measured.base]
+    yield _scores(
+        found,
+        [key for key in keys if key.primary],
+        _PRIMARY_CAPTION.format(level=level(found.confidence), alpha=f"{1 - found.confidence:g}"),
+    )
+    if others := [key for key in keys if not key.primary and key.metric != LEAKED_REFUSAL]:
+        yield _scores(found, others, _OTHER_CAPTION, folded="Other metrics")
+    if leaked := [key for key in keys if key.metric == LEAKED_REFUSAL]:
+        yield _scores(found, leaked, _LEAKED_CAPTION)
+
+
+_PRIMARY_CAPTION = (
+    "The primary metric of each benchmark, in percent with {level} intervals; below it the paired change from base in "
+    "points. * p < {alpha}, ** p < 0.01, *** p < 0.001, Holm-adjusted over the benchmarks of an arm. MDD: the smallest "
+    "change this test finds with 80 % power; a smaller drop may go unseen. n: items compared; unscored ones are left "
+    "out, not counted as wrong."
+)
+_OTHER_CAPTION = (
+    "Not part of any average, not adjusted and so not marked. Lower is better for over_refusal. Abstention precision "
+    "has no paired change: each model is scored on the items that it refused itself."
+)
+_LEAKED_CAPTION = (
+    "Leaked refusals: share of benchmark answers that are refusals, in percent; lower is better. They are part of the "
+    "scores above, and shown apart because they tell why a score fell."
+)
+
+
+def _summary(found: Findings) -> Table:
+    headers = ["Arm", "Task", "Out of domain", "General", "Relative change", "Worst benchmark", "Non-inferior"]
+    best = set(found.measured.best.values())
+    rows = [_base_row(found.measured.arms), *(_arm_row(arm, found.confidence) for arm in found.measured.arms)]
+    caption = (
+        "Means over benchmarks in percent, with the paired change from base in points and its "
+        f"{level(found.confidence)} interval. Bold: the arm of its policy with the highest task score. "
+        "Relative change: mean over benchmarks of change divided by base. MDD: smallest change of the general mean "
+        "that would be found with 80 % power. Non-inferior: the interval of the general mean rules out a loss of "
+        f"{100 * found.non_inferiority_margin:g} point."
+    )
+    marked = frozenset(i + 1 for i, arm in enumerate(found.measured.arms) if arm.name in best)
+    return Table(headers, rows, caption, marked_rows=marked)
+
+
+def _base_row(arms: Sequence[Arm]) -> list[Cell]:
+    def mean(averages: Sequence[Average | None]) -> Cell:
+        return Cell(share(next((a.before for a in averages if a), None)))
+
+    means = [mean([a.task for a in arms]), mean([a.transfer for a in arms]), mean([a.general for a in arms])]
+    return [Cell(BASE, "no training"), *means, *(Cell(MISSING) for _ in range(3))]
+
+
+def _arm_row(arm: Arm, confidence: float) -> list[Cell]:
+    general = _average_cell(arm.general, confidence)
+    kept = MISSING if arm.non_inferior is None else "yes" if arm.non_inferior else "no"
+    last = [Cell(MISSING), Cell(MISSING)]
+    if arm.general:
+        general = replace(general, detail=f"{general.detail}\nMDD {share(arm.general.detectable)}")
+        relative = MISSING if arm.general.relative is None else f"{signed(arm.general.relative)} %"
+        last = [Cell(relative), Cell(signed(arm.general.worst_delta), arm.general.worst)]
+    means = [_average_cell(arm.task, confidence), _average_cell(arm.transfer, confidence), general]
+    about = Cell(arm.name, f"{policy_name(arm.policy)}\nlearning rate {rate(arm.learning_rate)}")
+    return [about, *means, *last, Cell(kept, tone="good" if arm.non_inferior else "")]
+
+
+def _average_cell(average: Average | None, confidence: float) -> Cell:
+    if average is None:
+        return Cell(MISSING)
+    mark = stars(average.p_value, confidence=confidence)
+    missing = f"\nwithout {listed(average.missing)}" if average.missing else ""
+    change = f"{signed(average.delta)} {interval(average.low, average.high, sign=True)}{mark}{missing}"
+    return Cell(share(average.after), change, _tone(average.delta, mark, lower_is_better=False))
+
+
+def _published(found: Findings) -> Table:
+    rows = [
+        [Cell(row.figure), *(Cell(value or MISSING) for value in (row.base, row.sft, row.ssr)), Cell(row.source)]
+        for row in found.published
+    ]
+    return Table(
+        ["Published (paper), not measured here", "Base", "SFT", "SSR", "Source"], rows,
+        "For orientation only: what the paper reports for Mistral-7B-Instruct-v0.2 on its own data.",
+        prose=True,
+    )  # fmt: skip
+
+
+def _scores(found: Findings, keys: Sequence[Key], caption: str, *, folded: str = "") -> Table:
+    arms = found.measured.arms
+    base = {score.key: score for score in found.measured.base}
+    by_arm = [{score.key: score for score in arm.scores} for arm in arms]
+    rows = [
+        [
+            Cell(key.benchmark, f"{key.metric}\n{key.family}"),
+            _score_cell(base[key], found.confidence),
+            *(_score_cell(scores[key], found.confidence) for scores in by_arm),
+        ]
+        for key in keys
+    ]
+    return Table(["Benchmark", BASE, *(arm.name for arm in arms)], rows, caption, folded)
+
+
+def _score_cell(score: Score, confidence: float) -> Cell:
+    estimate, change = score.estimate, score.change
+    lines = [interval(estimate.low, estimate.high, sign=False)]
+    mark = stars(score.p_holm, confidence=confidence)
+    if change is None:
+        lines.append(f"n {count(estimate.n)}")
+    else:
+        lines += _change(change, mark)
+    if estimate.n_missing:
+        lines.append(f"{count(estimate.n_missing)} unscored")
+    tone = _tone(change.delta if change else None, mark, score.key.lower_is_better)
+    return Cell(share(estimate.value), "\n".join(line for line in lines if line), tone)
+
+
+def _change(change: Comparison, mark: str) -> list[str]:
+    if change.delta is None:
+        return ["no item was scored for both"]
+    seen = f"{signed(change.delta)} {interval(change.low, change.high, sign=True)}{mark}"
+    return [seen, f"MDD {share(change.detectable)}, n {count(change.n_pairs)}"]
+
+
+def _tone(delta: float | None, mark: str, lower_is_better: bool) -> str:
+    if not mark or not delta:
+        return ""
+    return "good" if (delta > 0) != lower_is_better else "bad"
+
+
+def comparison(found: Findings) -> Iterator[Block]:
+    arms, intervals = found.measured.arms, f"{level(found.confidence)} intervals"
+    if svg := charts.forgetting(arms):
+        yield Chart(
+            svg, "Forgetting: left of the line is lost, right of it gained, against the base on the same items. "
+            f"Bars are {intervals}; one that crosses the line is compatible with no change.",
+        )  # fmt: skip
+    if svg := charts.front(arms):
+        yield Chart(
+            svg, "Task gain (up is better) against retention (right is better). An arm above and right of another is "
+            "better at both; the base stands at 0, 0. Lines join the arms of a policy in order of the learning rate; "
+            f"bars are {intervals}.",
+        )  # fmt: skip
+    if found.measured.contrasts:
+        yield _contrasts(found)
+
+
+def _contrasts(found: Findings) -> Table:
+    rows = []
+    for c in found.measured.contrasts:
+        basis = [*(["best of each policy"] if c.best else []), *(["equal training"] if c.same_training else [])]
+        rows.append(
+            [Cell(f"{c.arm} minus {c.reference}"), Cell(", ".join(basis)),
+             *(_contrast_cell(change, found.confidence) for change in (c.task, c.transfer, c.general))]
+        )  # fmt: skip
+    return Table(
+        ["Arms", "Compared as", "Task", "Out of domain", "General"], rows,
+        "Arm against arm on the same items, in points. One learning rate alone proves little: a policy that is better "
+        "at each of them is better. Not adjusted for the number of pairs.",
+    )  # fmt: skip
+
+
+def _contrast_cell(change: Average | None, confidence: float) -> Cell:
+    if change is None:
+        return Cell(MISSING)
+    tone = _tone(change.delta, stars(change.p_value, confidence=confidence), lower_is_better=False)
+    return Cell(
+        signed(change.delta), f"{interval(change.low, change.high, sign=True)}\n{p_value(change.p_value)}", tone
+    )

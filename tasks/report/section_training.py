@@ -1,0 +1,100 @@
+"""The sections on what was trained on, and how it went: verdicts, targets, losses, examples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tasks.report import charts
+from tasks.report.blocks import Block, Cell, Chart, SideBySide, Table
+from tasks.report.findings import Findings
+from tasks.report.judged import Example
+from tasks.report.wording import MISSING, count, interval, level, listed, percent, rate
+
+
+def judge_and_targets(found: Findings) -> Iterator[Block]:
+    judged = found.judged
+    rows = [
+        [
+            Cell(row.kind), Cell(row.answerable),
+            Cell(percent(row.rate.value), interval(row.rate.low, row.rate.high, sign=False)),
+            Cell(percent(row.coverage)), Cell(count(row.accept)), Cell(count(row.reject)), Cell(count(row.unjudged)),
+        ]
+        for row in judged.acceptance
+    ]  # fmt: skip
+    yield Table(
+        ["Output", "Examples", "Acceptance rate", "Coverage", "Accept", "Reject", "Unjudged"], rows,
+        f"Acceptance rate: accepted of judged, with Wilson's {level(found.confidence)} interval. Coverage: judged of "
+        "all. Unjudged outputs are not in the rate; they are trained on as gold. Near 0 % SSR is SFT, near 100 % it "
+        "teaches nothing.",
+    )  # fmt: skip
+    if svg := charts.target_mix(judged.mixes):
+        yield Chart(svg, "Whose words each arm was trained on. Arms that differ in training alone share a bar (+n).")
+    mix_rows = [
+        [Cell(listed(mix.arms)), *(Cell(count(mix.counts[kind]), _part(mix.counts, kind)) for kind in mix.counts)]
+        for mix in judged.mixes
+    ]
+    yield Table(["Arms", "Self", "Rewrite", "Gold"], mix_rows, "Training rows by the kind of their target.", prose=True)
+    reason_rows = [
+        [Cell(r.kind), Cell(r.verdict), Cell(r.decided_by or MISSING), Cell(r.reason), Cell(count(r.n))]
+        for r in judged.reasons
+    ]
+    more = (
+        f" The {len(judged.reasons)} most frequent of {judged.n_reasons:,}."
+        if judged.n_reasons > len(reason_rows)
+        else ""
+    )
+    yield Table(
+        ["Output", "Verdict", "Decided by", "Reason", "Outputs"], reason_rows,
+        f"Which rule or judge decided, and why.{more}", folded="Reasons of the verdicts",
+        prose=True,
+    )  # fmt: skip
+    choices = [
+        [Cell(listed(mix.arms)), Cell(kind), Cell(why), Cell(count(n))]
+        for mix in judged.mixes
+        for kind, why, n in mix.reasons
+    ]
+    yield Table(
+        ["Arms", "Target", "Reason", "Rows"],
+        choices,
+        "Why each target was chosen.",
+        folded="Reasons of the targets",
+        prose=True,
+    )
+
+
+def _part(counts: dict[str, int], kind: str) -> str:
+    total = sum(counts.values())
+    return percent(counts[kind] / total) if total else ""
+
+
+def training(found: Findings) -> Iterator[Block]:
+    if svg := charts.loss_curves(found.curves, found.measured.arms):
+        yield Chart(
+            svg, "Training loss. Own outputs start lower, because the base already finds them probable; a lower loss "
+            "does not mean a better model. A gap in a line is a loss that was not finite.",
+        )  # fmt: skip
+    arms = {arm.name: arm for arm in found.measured.arms}
+    rows = []
+    for curve in found.curves:
+        ends = [curve.losses[0], curve.losses[-1]] if curve.losses else [None, None]
+        arm = arms[curve.arm]
+        settings = [rate(arm.learning_rate), f"{arm.epochs:g}", str(arm.train_seed), count(curve.n_steps)]
+        losses = [MISSING if loss is None else f"{loss:.3f}" for loss in ends]
+        rows.append([Cell(curve.arm), *(Cell(text) for text in (*settings, *losses))])
+    yield Table(
+        ["Arm", "Learning rate", "Epochs", "Seed", "Steps", "First loss", "Last loss"],
+        rows,
+        "Settings and ends of the curves.",
+    )
+
+
+def example(example: Example) -> SideBySide:
+    decided = f"{example.verdict} by {example.decided_by}" if example.decided_by else example.verdict
+    certain = "" if example.p_accept is None else f" (P(accept) {example.p_accept:.2f})"
+    output = f"no output: {example.problem}" if example.output is None else example.output
+    targets = [(f"target of {listed(t.arms)}", f"{t.target}\n[{t.target_type}: {t.reason}]") for t in example.targets]
+    texts = [
+        ("prompt", example.prompt), ("gold", "\n".join(example.golds)), (f"own {example.kind}", output),
+        ("verdict", f"{decided}{certain}: {example.reason}"), *targets,
+    ]  # fmt: skip
+    return SideBySide(f"{example.verdict} · {example.kind} · {example.example_id[:12]}", texts)

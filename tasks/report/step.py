@@ -1,0 +1,42 @@
+"""The report step: everything that a run found, as a page to mail around, a page for the UI, and plain numbers.
+
+Not covered: the judge's audit, and the spread between training seeds (each seed is an arm of its own).
+"""
+
+from __future__ import annotations
+
+import logging
+
+from tasks.config import RunConfig
+from tasks.step import Context, step
+from tasks.store import Ref
+
+logger = logging.getLogger(__name__)
+
+
+@step(version=1)
+def report(ctx: Context, *, recipe: RunConfig, **artifacts: Ref) -> None:
+    """Write report.html, report.md and report.json.
+
+    Args:
+        artifacts: examples, outputs, verdicts, scores_base, and for each arm by its place in the recipe targets_0,
+            adapter_0, scores_0 and so on.
+    """
+    # scipy, pandas and matplotlib take seconds to import: not for `ssr --help` or for loading a deployment.
+    from tasks.report.findings import find
+    from tasks.report.pages import html_page, markdown_page
+    from tasks.report.sections import sections
+
+    found = find(ctx, recipe, artifacts)
+    shown = sections(found)
+    (ctx.out / "report.json").write_text(found.to_json(), encoding="utf-8")
+    (ctx.out / "report.html").write_text(html_page(found, shown), encoding="utf-8")
+    (ctx.out / "report.md").write_text(markdown_page(found, shown), encoding="utf-8")
+    ctx.counts |= {
+        "arms": len(found.measured.arms),
+        "scores": len(found.measured.base),
+        "examples_shown": len(found.judged.examples),
+        "warnings": len(found.warnings),
+    }
+    for line in (*found.verdict, *found.warnings):
+        logger.info("%s", line)

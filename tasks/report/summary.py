@@ -1,0 +1,34 @@
+"""The base and arms table for the terminal, from `report.json`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tasks.report.wording import MISSING, interval, policy_name, rate, share, signed
+
+HEADERS = ["Arm", "Task", "Out of domain", "General", "Worst benchmark"]
+
+
+def summary_rows(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:  # Any: JSON values
+    """Headers, and a row of plain strings for the base and for every arm; a cell may hold two lines.
+
+    Args:
+        report: The content of `report.json`.
+    """
+    arms = report["measured"]["arms"]
+    families = ("task", "transfer", "general")
+    before = [next((share(arm[family]["before"]) for arm in arms if arm[family]), MISSING) for family in families]
+    rows = [["base", *before, MISSING]]
+    for arm in arms:
+        name = f"{arm['name']}\n{policy_name(arm['policy'])}, {rate(arm['learning_rate'])}"
+        general = arm["general"]
+        worst = f"{general['worst']}\n{signed(general['worst_delta'])}" if general else MISSING
+        rows.append([name, *(_mean(arm[family]) for family in families), worst])
+    return HEADERS, rows
+
+
+def _mean(average: dict[str, Any] | None) -> str:  # Any: JSON values
+    if average is None:
+        return MISSING
+    change = f"{signed(average['delta'])} {interval(average['low'], average['high'], sign=True)}"
+    return f"{share(average['after'])}\n{change}"

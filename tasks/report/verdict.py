@@ -1,0 +1,191 @@
+"""The verdict in sentences and what should make a reader careful: computed, and worded to claim no more than that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from tasks.report.judged import Acceptance
+from tasks.report.measured import BASE, Arm, Contrast, Measured
+from tasks.report.spent import Made
+from tasks.report.wording import interval, listed, p_value, percent, policy_name, rate, signed
+from tasks.statistics import Average
+
+LOW_ACCEPTANCE, HIGH_ACCEPTANCE = 0.05, 0.95
+LOW_COVERAGE = 0.9
+WIDE_DETECTABLE = 0.03
+MANY_UNSCORED = 0.02
+
+
+def verdict(measured: Measured, *, confidence: float) -> list[str]:
+    """The headline, then what qualifies it, a sentence each."""
+    alpha = 1 - confidence
+    arms = {arm.name: arm for arm in measured.arms}
+    best = [arms[measured.best[policy]] for policy in _in_order(measured)]
+    main, controls = best[:2], best[2:]
+    sentences = ["; ".join(_outcome(arm, alpha) for arm in main) + "."]
+    sentences += [_difference(c, arms, alpha) for c in _of_interest(measured, main)]
+    if controls:
+        sentences.append("; ".join(_outcome(arm, alpha) for arm in controls) + ".")
+        sentences += [_difference(c, arms, alpha) for c in _of_interest(measured, controls)]
+    if not any(arm.task for arm in measured.arms):
+        sentences.append("No in-domain task split was measured: nothing can be said about what was gained.")
+    if not any(arm.general for arm in measured.arms):
+        sentences.append("No general benchmark was measured: nothing can be said about forgetting.")
+    if len(measured.arms) > len(best):
+        sentences.append(_choice(measured, best))
+    for policy in measured.best:
+        sentences += _hangs(policy, measured, arms, alpha)
+    if not measured.contrasts:
+        sentences.append("Only one policy was trained: there is nothing to compare it with but the base.")
+    return [sentence[0].upper() + sentence[1:] for sentence in sentences if sentence]
+
+
+def _in_order(measured: Measured) -> list[str]:
+    """Policies as they are told: SSR or else the first one that is not the reference, the reference, the others."""
+    others = sorted((p for p in measured.best if p != measured.reference_policy), key=lambda policy: policy != "ssr")
+    return [*others[:1], measured.reference_policy, *others[1:]]
+
+
+def _of_interest(measured: Measured, arms: Sequence[Arm]) -> list[Contrast]:
+    names = {arm.name for arm in arms}
+    return [contrast for contrast in measured.contrasts if contrast.best and contrast.arm in names]
+
+
+def _outcome(arm: Arm, alpha: float) -> str:
+    parts = []
+    if arm.task:
+        parts.append(f"{_moved(arm.task, alpha)} on the task")
+    if arm.general:
+        parts.append(f"changed general benchmarks by {_points(arm.general)} on average{_doubt(arm.general, alpha)}")
+    elif not parts:
+        parts.append("has no scores")
+    return f"{policy_name(arm.policy)} ({arm.name}) {' and '.join(parts)}"
+
+
+def _moved(change: Average, alpha: float) -> str:
+    return f"{'lost' if change.delta < 0 else 'gained'} {_points(change)}{_doubt(change, alpha)}"
+
+
+def _points(change: Average) -> str:
+    return f"{signed(change.delta)} points {interval(change.low, change.high, sign=True)}"
+
+
+def _doubt(change: Average, alpha: float) -> str:
+    return "" if change.p_value < alpha else " (not significant)"
+
+
+def _difference(contrast: Contrast, arms: dict[str, Arm], alpha: float) -> str:
+    first, second = arms[contrast.arm], arms[contrast.reference]
+    places = ((f"{where} ", change) for where, change in _places(contrast) if change)
+    parts = [
+        f"{where}{_points(change)}, {'significant' if change.p_value < alpha else 'not significant'} "
+        f"({p_value(change.p_value)})"
+        for where, change in places
+    ]
+    if not parts:
+        return ""
+    unequal = "" if contrast.same_training else " The two were not trained alike, which may be part of it."
+    return (
+        f"The difference {policy_name(first.policy)} minus {policy_name(second.policy)} is {'; '.join(parts)}.{unequal}"
+    )
+
+
+def _places(contrast: Contrast) -> tuple[tuple[str, Average | None], ...]:
+    return (
+        ("on the task", contrast.task),
+        ("out of domain", contrast.transfer),
+        ("on general benchmarks", contrast.general),
+    )
+
+
+def _choice(measured: Measured, best: Sequence[Arm]) -> str:
+    tried = {arm.policy: sum(other.policy == arm.policy for other in measured.arms) for arm in best}
+    named = [
+        f"{policy_name(arm.policy)} {arm.name} (learning rate {rate(arm.learning_rate)}, 1 of {tried[arm.policy]})"
+        for arm in best
+    ]
+    return (
+        f"Each policy stands with its arm of the highest task score: {listed(named)}. "
+        "The choice was made on the items reported here, so its task score is slightly optimistic."
+    )
+
+
+def _hangs(policy: str, measured: Measured, arms: dict[str, Arm], alpha: float) -> Iterator[str]:
+    """For each place, whether every comparison of this policy with the reference says the same as the headline's."""
+    contrasts = [c for c in measured.contrasts if arms[c.arm].policy == policy]
+    if len(contrasts) < 2:
+        return
+    pair = f"{policy_name(policy)} against {policy_name(measured.reference_policy)}"
+    for place in range(len(_places(contrasts[0]))):
+        where = _places(contrasts[0])[place][0]
+        told = [(contrast, _places(contrast)[place][1]) for contrast in contrasts]
+        conclusions = {_conclusion(change, alpha) for _, change in told}
+        if conclusions == {"not measured"}:
+            continue
+        if len(conclusions) == 1:
+            yield f"{where}, {pair} is {conclusions.pop()} in each of {len(told)} comparisons."
+            continue
+        cases = [f"{_case(contrast, arms)} {_points(c)} ({_conclusion(c, alpha)})" for contrast, c in told if c]
+        what = "learning rate" if len({arms[c.arm].learning_rate for c in contrasts}) > 1 else "training settings"
+        yield f"{where}, the conclusion on {pair} hangs on the {what}: {'; '.join(cases)}."
+
+
+def _conclusion(change: Average | None, alpha: float) -> str:
+    if change is None:
+        return "not measured"
+    if change.p_value >= alpha:
+        return "not significantly different"
+    return "higher" if change.delta > 0 else "lower"
+
+
+def _case(contrast: Contrast, arms: dict[str, Arm]) -> str:
+    first, second = (arms[name] for name in (contrast.arm, contrast.reference))
+    rates = [rate(first.learning_rate), rate(second.learning_rate)]
+    trained = f"both at {rates[0]}" if contrast.same_training else f"{rates[0]} against {rates[1]}"
+    return f"{first.name} against {second.name} ({trained})"
+
+
+def warnings(measured: Measured, acceptance: Sequence[Acceptance], steps: Sequence[Made]) -> list[str]:
+    """What should make a reader careful, most serious first."""
+    return [*_accounting(steps), *_judge(acceptance), *_unscored(measured), *_power(measured)]
+
+
+def _accounting(steps: Sequence[Made]) -> Iterator[str]:
+    for made in steps:
+        if made.closes is False:
+            yield f"Rows of {made.label} do not add up: {made.rows_in} in, {made.rows_out} out, {made.dropped} dropped."
+
+
+def _judge(acceptance: Sequence[Acceptance]) -> Iterator[str]:
+    for row in acceptance:
+        if row.answerable != "all":
+            continue
+        accepted, what = row.rate.value, "answers" if row.kind == "answer" else f"{row.kind}s"
+        seen = f"{percent(accepted)} of the judged {what} were accepted"
+        if accepted is not None and accepted <= LOW_ACCEPTANCE:
+            yield f"Only {seen}: SSR is close to SFT. Is the judge too strict?"
+        if accepted is not None and accepted >= HIGH_ACCEPTANCE:
+            yield f"{seen}: SSR teaches little but the model's own answers. Is the judge too lenient?"
+        if row.coverage < LOW_COVERAGE:
+            yield (
+                f"Only {percent(row.coverage)} of the {what} were judged; {row.unjudged:,} unjudged ones count as "
+                "gold, and the acceptance rate may not hold for them."
+            )
+
+
+def _unscored(measured: Measured) -> Iterator[str]:
+    for model, scores in ((BASE, measured.base), *((arm.name, arm.scores) for arm in measured.arms)):
+        for score in scores:
+            estimate = score.estimate
+            n = estimate.n + estimate.n_missing
+            if score.key.primary and (n == 0 or estimate.n_missing / n > MANY_UNSCORED):
+                yield f"{model}: {estimate.n_missing:,} of {n:,} items of {score.key.benchmark} have no score."
+
+
+def _power(measured: Measured) -> Iterator[str]:
+    sizes = [arm.general.detectable for arm in measured.arms if arm.general and arm.general.detectable]
+    if sizes and max(sizes) > WIDE_DETECTABLE:
+        yield (
+            f"The benchmarks are small: a mean drop below {100 * max(sizes):.1f} points could go unseen "
+            "(power 80 %). No significant drop is not the same as no drop."
+        )

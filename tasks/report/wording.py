@@ -1,0 +1,78 @@
+"""How numbers are written. Changes are in points (hundredths), a missing number is a dash, never a 0."""
+
+from __future__ import annotations
+
+MISSING = "–"
+
+POLICY_NAMES = {
+    "gold": "SFT", "ssr": "SSR", "self_only": "self only", "random_mix": "random mix", "s3ft": "S3FT",
+    "rewrite_all": "rewrite all", "min_nll": "min NLL",
+}  # fmt: skip
+
+
+def policy_name(policy: str) -> str:
+    return POLICY_NAMES.get(policy, policy)
+
+
+def share(value: float | None) -> str:
+    """A share as percent: 74.7."""
+    return MISSING if value is None else f"{100 * value:.1f}"
+
+
+def percent(value: float | None) -> str:
+    return MISSING if value is None else f"{100 * value:.1f} %"
+
+
+def signed(value: float | None) -> str:
+    """A change in points: +25.1, and 0.0 without a sign."""
+    if value is None:
+        return MISSING
+    text = f"{100 * value:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text
+
+
+def interval(low: float | None, high: float | None, *, sign: bool) -> str:
+    if low is None or high is None:
+        return ""
+    write = signed if sign else share
+    return f"[{write(low)}, {write(high)}]"
+
+
+def p_value(p: float | None) -> str:
+    if p is None:
+        return MISSING
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+
+
+def stars(p: float | None, *, confidence: float) -> str:
+    """Marks of significance of an adjusted p-value: * below 1 - confidence, ** below 0.01, *** below 0.001."""
+    if p is None or p >= 1 - confidence:
+        return ""
+    return "***" if p < 0.001 else "**" if p < 0.01 else "*"
+
+
+def count(n: float | None) -> str:
+    return MISSING if n is None else f"{n:,.0f}"
+
+
+def rate(learning_rate: float) -> str:
+    """A learning rate: 0.0005 as 5e-4."""
+    mantissa, exponent = f"{learning_rate:e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def seconds(value: float | None) -> str:
+    if value is None:
+        return MISSING
+    minutes, rest = divmod(value, 60)
+    hours, minutes = divmod(int(minutes), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest:.0f} s" if minutes else f"{rest:.1f} s"
+
+
+def listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def level(confidence: float) -> str:
+    """The level of an interval: 95 %."""
+    return f"{100 * confidence:g} %"

@@ -1,0 +1,123 @@
+"""Rows that were paid for, kept for ever: append-only Parquet parts that any later run reads first.
+
+    <store>/rows/<table>/<space>/part-<origin>-<random>.parquet
+
+A *space* is everything that decides a row's content except its prompt (model, template, sampling); a row's key is the
+digest of the prompt within it. A part appears whole or not at all, so that a killed step loses at most the rows since
+its last part. Failed rows are rows: those that another try may help are tried again by the next run, alone.
+
+Not covered: order and joins; a step reads its rows back with `LATEST_SQL` and sorts them by example.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from tasks.digest import digest_of
+from tasks.store import Store
+
+PART_ROWS = 2_000
+PART_SECONDS = 5.0
+
+
+class DoneKeys(NamedTuple):
+    """Keys that need no more work.
+
+    Attributes:
+        here: Written by the same step identity: an earlier try of this very step.
+        elsewhere: Written by others.
+    """
+
+    here: frozenset[str]
+    elsewhere: frozenset[str]
+
+
+def row_key(space: str, *parts: object) -> str:
+    """The key of a row: hex, 32 characters."""
+    return digest_of([space, *parts])[:32]
+
+
+@dataclass
+class RowStore:
+    """The rows of one space.
+
+    Attributes:
+        schema: Columns of a part; it must hold `row_key`, `problem` and `retryable`.
+        origin: Fingerprint of the step that writes.
+    """
+
+    store: Store
+    table: str
+    space: str
+    schema: pa.Schema
+    origin: str
+    _pending: list[dict[str, object]] = field(default_factory=list)
+    _flushed_at: float = field(default_factory=time.monotonic)
+
+    def parts(self) -> list[Path]:
+        """Local paths of all parts, by name; remote ones are downloaded once."""
+        names = [n for n in self.store.names("rows", self.table, self.space) if n.startswith("part-")]
+        return [self._local(name) for name in names]
+
+    def done(self) -> DoneKeys:
+        """Which keys need no more work; a retryable failure is not done."""
+        here: set[str] = set()
+        elsewhere: set[str] = set()
+        for path in self.parts():
+            table = pq.read_table(path, columns=["row_key", "retryable"])
+            finished = table.filter(pc.invert(pc.fill_null(table.column("retryable"), False)))
+            mine = path.name.startswith(f"part-{self.origin[:16]}-")
+            (here if mine else elsewhere).update(finished.column("row_key").to_pylist())
+        return DoneKeys(frozenset(here), frozenset(elsewhere))
+
+    def append(self, rows: list[dict[str, object]]) -> None:
+        """Keep finished rows; they are safe once a part is full or a few seconds old."""
+        self._pending += rows
+        if len(self._pending) >= PART_ROWS or time.monotonic() - self._flushed_at >= PART_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is pending as a part."""
+        self._flushed_at = time.monotonic()
+        if not self._pending:
+            return
+        name = f"part-{self.origin[:16]}-{uuid.uuid4().hex}.parquet"
+        folder = self._local(name, fetch=False).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f".{name}"
+        pq.write_table(pa.Table.from_pylist(self._pending, schema=self.schema), temporary, compression="zstd")
+        temporary.replace(folder / name)
+        if not self.store.is_local:
+            self.store.fs.put_file(str(folder / name), self.store.path("rows", self.table, self.space, name))
+        self._pending = []
+
+    def _local(self, name: str, *, fetch: bool = True) -> Path:
+        if self.store.is_local:
+            return Path(self.store.path("rows", self.table, self.space, name))
+        path = self.store.cache / "rows" / self.table / self.space / name
+        if fetch and not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f".{uuid.uuid4().hex}")
+            self.store.fs.get_file(self.store.path("rows", self.table, self.space, name), str(temporary))
+            temporary.replace(path)
+        return path
+
+
+# The row of each key that counts: one without a problem before one with. Decided over narrow columns alone.
+LATEST_SQL = """
+    SELECT all_rows.* FROM {rows} AS all_rows
+    JOIN (
+        SELECT filename, file_row_number FROM {rows}
+        QUALIFY row_number() OVER (
+            PARTITION BY row_key ORDER BY problem IS NOT NULL, filename, file_row_number
+        ) = 1
+    ) AS latest USING (filename, file_row_number)
+"""

@@ -1,0 +1,64 @@
+"""The child side of `tasks.process`: `python -m tasks.worker spec.json` runs one step's body."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from tasks.errors import SsrError
+from tasks.process import EVENT
+from tasks.step import STEPS, Context
+from tasks.store import open_store
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    spec = json.loads(Path(sys.argv[1]).read_text())
+    _end_with(int(spec["parent"]))
+    logging.basicConfig(level=logging.WARNING)
+    importlib.import_module(spec["module"])
+    step = STEPS[spec["ref"]["step"]]
+    context = Context(open_store(spec["store"]), spec["ref"], Path(spec["out"]), spec["inputs"], progress=_progress)
+    try:
+        step.call(context, spec["sections"])
+    except SsrError as error:
+        _tell({"event": "error", "type": type(error).__name__, "message": str(error)})
+        sys.exit(error.exit_code)
+    if _is_first_rank():
+        _tell({"event": "result", "counts": context.counts, "facts": context.facts})
+
+
+def _progress(done: int, total: int, detail: str = "") -> None:
+    _tell({"event": "progress", "done": done, "total": total, "detail": detail})
+
+
+def _tell(event: dict[str, Any]) -> None:  # Any: JSON values
+    if _is_first_rank() or event["event"] == "error":
+        sys.stdout.write(EVENT + json.dumps(event) + "\n")
+        sys.stdout.flush()
+
+
+def _is_first_rank() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _end_with(parent: int) -> None:
+    """Have the kernel end this process when its parent dies: a killed flow must not leave a GPU in use."""
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    launched_by_accelerate = "LOCAL_RANK" in os.environ
+    if os.getppid() != parent and not launched_by_accelerate:
+        sys.exit("the flow that started this step is gone")
+
+
+if __name__ == "__main__":
+    main()

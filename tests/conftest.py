@@ -1,0 +1,44 @@
+"""What every test stands on: no network, no state outside its folder, and a tiny model of random weights."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+# Before anything imports Prefect or the Hub's client: both read these once.
+_HOME = tempfile.mkdtemp(prefix="ssr-tests-")
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "PREFECT_HOME": f"{_HOME}/prefect",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
+    "DO_NOT_TRACK": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "SSR_CACHE": f"{_HOME}/cache",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+os.environ.pop("PREFECT_API_URL", None)
+
+import pytest  # noqa: E402  # after the environment
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a Llama of 100,000 random parameters and the lab's tokenizer: real code paths, poor answers."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from tasks.lab.tokenizer import build_tokenizer
+
+    folder = tmp_path_factory.mktemp("tiny-model")
+    tokenizer = build_tokenizer()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=False, initializer_range=0.5,
+        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -1,0 +1,367 @@
+"""Recipes: what is refused and how it is said; overrides; and that every field has an effect or is marked runtime."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import pytest
+import yaml
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic.fields import FieldInfo
+
+from flows.rehearsal import plan_steps
+from tasks.config import RunConfig, Section, load_recipe, parse_recipe
+from tasks.errors import ConfigError
+
+
+def parsed(**sections: Any) -> RunConfig:
+    return parse_recipe(sections, where="toy.yaml")
+
+
+def problem(**sections: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parsed(**sections)
+    return str(caught.value)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "my-run.yaml"
+    path.write_text("train: {epochs: 1}\narms:\n  - {name: sft, policy: gold}\n  - {name: ssr, policy: ssr}\n")
+    return path
+
+
+# --- what is refused ---
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"trian": {}}, "unknown key 'trian': did you mean 'train'?"),
+        ({"train": {"learning_rte": 1}}, "unknown key 'train.learning_rte': did you mean 'learning_rate'?"),
+        ({"train": {"zzz": 1}}, "unknown key 'train.zzz': known here: learning_rate, epochs"),
+        (
+            {"arms": [{"name": "a", "policy": "ssr", "epoch": 1}]},
+            "unknown key 'arms.0.epoch': did you mean 'epochs'?",
+        ),
+        (
+            {"data": {"sources": [{"path": "a"}, {"path": "b", "fields": {"anwser": "x"}}]}},
+            "unknown key 'data.sources.1.fields.anwser': did you mean 'answer'?",
+        ),
+        (
+            {"data": {"sources": [{"path": "a", "unanswerable": {"shar": 0.5}}]}},
+            "unknown key 'data.sources.0.unanswerable.shar': did you mean 'share'?",
+        ),
+    ],
+)
+def test_an_unknown_key_comes_with_its_place_and_the_nearest_right_one(sections, message):
+    assert problem(**sections).startswith(f"toy.yaml: {message}")
+
+
+@pytest.mark.parametrize(
+    ("sections", "place", "value"),
+    [
+        ({"train": {"epochs": "many"}}, "train.epochs", "'many'"),
+        ({"train": {"epochs": 0}}, "train.epochs", "0"),
+        ({"train": {"lora_dropout": 1.0}}, "train.lora_dropout", "1.0"),
+        ({"train": []}, "train", "[]"),
+        ({"train": None}, "train", "None"),
+        ({"arms": {"name": "a"}}, "arms", "{'name': 'a'}"),
+        ({"arms": [{"name": "a", "policy": "best"}]}, "arms.0.policy", "'best'"),
+        ({"arms": [{"name": "A b", "policy": "ssr"}]}, "arms.0.name", "'A b'"),
+        ({"arms": []}, "arms", "[]"),
+        ({"name": "../x"}, "name", "'../x'"),
+        ({"data": {"sources": []}}, "data.sources", "[]"),
+        ({"generate": {"n_samples": 2}}, "generate", "{'n_samples': 2}"),
+        ({"data": {"sources": [{"name": "a"}]}}, "data.sources.0", "{'name': 'a'}"),
+    ],
+)
+def test_a_wrong_value_comes_with_its_place_and_itself(sections, place, value):
+    message = problem(**sections)
+    assert message.startswith(f"toy.yaml: {place}: ")
+    assert f"(found {value})" in message
+
+
+def test_every_problem_is_told_at_once():
+    assert len(problem(train={"epochs": -1, "learning_rte": 1}, judge={"undecided": "maybe"}).splitlines()) == 3
+
+
+def test_arms_that_share_a_name_are_refused():
+    arms = [{"name": "a", "policy": "gold"}, {"name": "a", "policy": "ssr"}]
+    assert "arms share a name: a" in problem(arms=arms)
+
+
+def test_sources_that_share_a_name_are_refused():
+    assert "sources share a name: a" in problem(data={"sources": [{"name": "a", "path": p} for p in "xy"]})
+
+
+def test_an_arm_called_base_is_refused():
+    assert "an arm cannot be called base" in problem(arms=[{"name": "base", "policy": "ssr"}])
+
+
+def test_an_out_of_domain_source_cannot_train():
+    source = {"path": "a", "domain": "out", "split": "train"}
+    assert "split must be test" in problem(data={"sources": [source]})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"train: {epochs: [", "not YAML"),
+        (b"\xff\xfe\x00", "not YAML"),
+        (b"- a\n- b\n", "a recipe is a mapping of sections, found list"),
+        (b"", "a recipe is a mapping of sections, found NoneType"),
+        (b"just text", "a recipe is a mapping of sections, found str"),
+        (b"!!python/object/apply:os.getcwd []", "not YAML"),
+        (b"1: 2\n", "1: Keys should be strings"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused_with_its_path(tmp_path, content, message):
+    (tmp_path / "bad.yaml").write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(tmp_path / "bad.yaml")
+    assert str(caught.value).startswith(f"{tmp_path / 'bad.yaml'}: {message}")
+
+
+def test_a_recipe_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"none\.yaml: no such recipe\. `ssr recipes` lists"):
+        load_recipe(tmp_path / "none.yaml")
+
+
+def test_a_folder_is_no_recipe(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_recipe(tmp_path)
+
+
+# --- overrides ---
+
+
+def test_the_name_of_a_run_is_the_file_s_where_it_has_none(recipe):
+    assert load_recipe(recipe).name == "my-run"
+    assert load_recipe(recipe, ["name=other"]).name == "other"
+
+
+@pytest.mark.parametrize(
+    ("override", "read", "value"),
+    [
+        ("train.epochs=3", lambda c: c.train.epochs, 3.0),
+        ("train.learning_rate=2e-4", lambda c: c.train.learning_rate, 2e-4),
+        ("train.packing=true", lambda c: c.train.packing, True),
+        ("generate.max_new_tokens=7", lambda c: c.generate.max_new_tokens, 7),
+        ("evaluate.benchmarks=[lab]", lambda c: c.evaluate.benchmarks, ("lab",)),
+        ("evaluate.limit=null", lambda c: c.evaluate.limit, None),
+        ("arms.1.epochs=5", lambda c: c.arms[1].epochs, 5.0),
+        ("arms.0={name: x, policy: self_only}", lambda c: c.arms[0].name, "x"),
+        ("report.title=a=b", lambda c: c.report.title, "a=b"),
+    ],
+)
+def test_an_override_sets_one_value(recipe, override, read, value):
+    config = load_recipe(recipe, [override])
+    assert read(config) == value
+    assert load_recipe(recipe).arms[1].name == config.arms[1].name
+
+
+def test_the_last_override_of_a_key_wins(recipe):
+    assert load_recipe(recipe, ["train.epochs=3", "train.epochs=4"]).train.epochs == 4
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.epochs", "write it as section.key=value"),
+        ("=3", "write it as section.key=value"),
+        ("arms.2.epochs=1", "2 is not a place in a list of 2"),
+        ("arms.-1.epochs=1", "-1 is not a place in a list of 2"),
+        ("arms.ssr.epochs=1", "ssr is not a place in a list of 2"),
+        ("arms.2=x", "2 is not a place in a list of 2"),
+        ("train.epochs.more=1", "epochs is a value, it has nothing below it"),
+        ("arms.0.policy.more=1", "policy is a value, it has nothing below it"),
+        ("train.epochs=[1", "not a YAML value"),
+        ("train.epoch=1", "did you mean 'epochs'?"),
+        ("train.epochs=-1", "train.epochs"),
+        ("report.title=", "report.title"),
+    ],
+)
+def test_a_wrong_override_is_refused(recipe, override, message):
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(recipe, [override])
+    assert message in str(caught.value)
+
+
+# --- every field has an effect, or is marked runtime ---
+
+
+class Leaf(NamedTuple):
+    """A field of the recipe; `path` leads to it through sections and places in lists."""
+
+    path: tuple[str | int, ...]
+    field: FieldInfo
+    runtime: bool
+
+    @property
+    def name(self) -> str:
+        return ".".join(map(str, self.path))
+
+
+def leaves(
+    section: type[Section] = RunConfig, path: tuple[str | int, ...] = (), runtime: bool = False
+) -> Iterator[Leaf]:
+    for name, field in section.model_fields.items():
+        extra = field.json_schema_extra
+        marked = runtime or bool(isinstance(extra, dict) and extra.get("runtime"))
+        below = _section_in(field.annotation)
+        if below is None:
+            yield Leaf((*path, name), field, marked)
+        else:
+            is_list = typing.get_origin(field.annotation) is tuple
+            yield from leaves(below, (*path, name, 0) if is_list else (*path, name), marked)
+
+
+def _section_in(annotation: Any) -> type[Section] | None:
+    for candidate in (annotation, *typing.get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, Section):
+            return candidate
+    return None
+
+
+def others(field: FieldInfo, current: Any) -> list[Any]:
+    """Values of a field's type that are not its current one, most of them valid."""
+    kinds = [kind for kind in _members(field.annotation) if kind is not type(None)]
+    if len(kinds) != 1:
+        raise AssertionError(f"teach `others` about {field.annotation}")
+    (kind,) = kinds
+    if typing.get_origin(kind) is Literal:
+        found: list[Any] = [value for value in typing.get_args(kind) if value != current]
+    elif kind is bool:
+        found = [not current]
+    elif kind in (int, float):
+        bounds = [getattr(m, name) for m in field.metadata for t, name in _BOUNDS if isinstance(m, t)]
+        found = [kind((current or 0) + 1), kind((current or 0) / 2), *(kind(b + 0.001) for b in bounds)]
+    elif kind is str:
+        found = [f"{current or ''}x"]
+    elif typing.get_origin(kind) is tuple:
+        found = [["another"]]
+    else:
+        raise AssertionError(f"teach `others` about {kind}")
+    return [value for value in found if value != current]
+
+
+_BOUNDS = ((Gt, "gt"), (Ge, "ge"), (Lt, "lt"), (Le, "le"))
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    return typing.get_args(annotation) if is_union else (annotation,)
+
+
+# A section's fields must reach the step that the section is for: the report's fingerprint covers the whole recipe.
+STEP_OF = {
+    "model": "generate", "data": "ingest", "generate": "generate", "judge": "judge", "abstention": "judge",
+    "train": "train", "evaluate": "evaluate", "report": "report", "name": "report",
+    "arms.0.name": "report", "arms.0.policy": "select", "arms.0.select_seed": "select", "arms": "train",
+}  # fmt: skip
+_HUB = {"data.sources.0.hub": "org/set", "data.sources.0.path": None}
+_GROUNDED = {"data.sources.0.task": "grounded_qa", "data.sources.0.fields.document": "doc"}
+_UNANSWERABLE = _GROUNDED | {"data.sources.0.unanswerable": {"share": 0.5, "seed": 1}}
+# Where one field alone cannot be changed: what else stands in the recipe before, and what changes.
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "generate.n_samples": ({"generate.temperature": 1.0}, {}),
+    "data.sources.0.hub": ({}, _HUB),
+    "data.sources.0.hub_config": (_HUB, {}),
+    "data.sources.0.hub_split": (_HUB, {}),
+    "data.sources.0.revision": (_HUB, {}),
+    "data.sources.0.documents": ({"data.sources.0.reader": "md2d", "data.sources.0.documents": "rows.jsonl"}, {}),
+    "data.sources.0.task": ({"data.sources.0.fields.document": "doc"}, {}),
+    "data.sources.0.unanswerable.share": (_UNANSWERABLE, {}),
+    "data.sources.0.unanswerable.seed": (_UNANSWERABLE, {}),
+}
+# A choice among one is none, until there is another.
+LEAVES = [leaf for leaf in leaves() if len(typing.get_args(leaf.field.annotation)) != 1]
+
+
+@pytest.fixture
+def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A recipe over a file, and the places that its changed fields may name."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("rows.jsonl", "rows.jsonlx", "x"):
+        Path(name).write_text('{"question": "1 + 1?", "answer": "2"}\n')
+    monkeypatch.setattr("tasks.ingest.sources.revision_digest", lambda config, key: "commit")
+    for step in ("generate", "train", "evaluate"):
+        monkeypatch.setattr(f"tasks.{step}.step.model_digest", lambda model: "weights")
+    return {
+        "data": {"sources": [{"name": "rows", "path": "rows.jsonl"}]},
+        "arms": [{"name": "ssr", "policy": "ssr"}],
+        "evaluate": {"benchmarks": ["lab"]},
+    }
+
+
+def changed(raw: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    copy = yaml.safe_load(yaml.safe_dump(raw))
+    for name, value in values.items():
+        *parents, last = [int(part) if part.isdigit() else part for part in name.split(".")]
+        node = copy
+        for parent in parents:
+            node = node[parent] if isinstance(node, list) else node.setdefault(parent, {})
+        node[last] = value
+    return copy
+
+
+def current_value(config: Any, path: tuple[str | int, ...]) -> Any:
+    for part in path:
+        if config is None:
+            return None
+        config = config[part] if isinstance(part, int) else getattr(config, part)
+    return config
+
+
+def fingerprints(raw: dict[str, Any]) -> dict[str, frozenset[str]]:
+    found: dict[str, set[str]] = {}
+    for planned in plan_steps(parse_recipe(raw, where="toy")):
+        found.setdefault(planned.step.name, set()).add(planned.ref["fingerprint"])
+    return {step: frozenset(made) for step, made in found.items()}
+
+
+def before_and_after(base: dict[str, Any], leaf: Leaf) -> tuple[dict[str, frozenset[str]], dict[str, frozenset[str]]]:
+    """Fingerprints with two values of one field, all else being equal."""
+    before, changes = CASES.get(leaf.name, ({}, {}))
+    start = changed(base, before)
+    current = current_value(parse_recipe(start, where="toy"), leaf.path)
+    values = [changes[leaf.name]] if leaf.name in changes else others(leaf.field, current)
+    refusals = []
+    for value in values:
+        try:
+            return fingerprints(start), fingerprints(changed(start, changes | {leaf.name: value}))
+        except ConfigError as error:
+            refusals.append(f"{value!r}: {error}")
+    raise AssertionError(f"{leaf.name}: no other value is allowed. Teach CASES one.\n" + "\n".join(refusals))
+
+
+@pytest.mark.parametrize("leaf", [leaf for leaf in LEAVES if not leaf.runtime], ids=lambda leaf: leaf.name)
+def test_a_field_of_the_recipe_changes_the_step_it_is_for(base, leaf):
+    before, after = before_and_after(base, leaf)
+    step = STEP_OF.get(leaf.name) or STEP_OF[str(leaf.path[0])]
+    assert before[step] != after[step], f"{leaf.name} is accepted and ignored: use it, or mark it runtime"
+
+
+@pytest.mark.parametrize("leaf", [leaf for leaf in LEAVES if leaf.runtime], ids=lambda leaf: leaf.name)
+def test_a_runtime_field_changes_no_fingerprint(base, leaf):
+    before, after = before_and_after(base, leaf)
+    assert before == after
+
+
+def test_the_walk_finds_the_fields_it_should():
+    names = {leaf.name for leaf in LEAVES}
+    assert {"train.learning_rate", "arms.0.policy", "data.sources.0.fields.question", "execution.workers"} <= names
+    assert "data.sources.0.unanswerable.share" in names
+    assert {leaf.name for leaf in LEAVES if leaf.runtime} == {
+        "generate.max_failed_share", "train.checkpoint_steps", "execution.workers", "execution.threads",
+    }  # fmt: skip
+
+
+def test_every_field_has_a_description():
+    # It is the label of the field in the form of the Prefect UI.
+    assert [leaf.name for leaf in LEAVES if not leaf.field.description] == []

@@ -1,0 +1,177 @@
+"""The directions of imports, the top-level folders and the packages: DESIGN, section 2, as tests."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MODULES = sorted(path.relative_to(ROOT).as_posix() for top in ("flows", "tasks") for path in (ROOT / top).rglob("*.py"))
+STEP_PACKAGES = ("ingest", "generate", "judge", "selection", "train", "evaluate", "report")
+FOUNDATION = ("engines", "store", "schema", "config", "text", "digest", "errors", "rows", "tables", "spool", "models")
+HEAVY = ("torch", "trl", "peft", "lm_eval", "transformers", "datasets", "accelerate")
+
+
+class Import(NamedTuple):
+    """One imported module; `at_import` when loading the file loads it, too."""
+
+    name: str
+    line: int
+    at_import: bool
+
+
+def imports(module: str) -> Iterator[Import]:
+    yield from _imports(ast.parse((ROOT / module).read_text()).body, module, at_import=True)
+
+
+def _imports(body: list[ast.stmt], module: str, *, at_import: bool) -> Iterator[Import]:
+    for node in body:
+        if isinstance(node, ast.Import):
+            yield from (Import(alias.name, node.lineno, at_import) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            # `from tasks import store` names a module, `from tasks.store import Store` something in one: give both.
+            yield from (Import(f"{_base(node, module)}.{alias.name}", node.lineno, at_import) for alias in node.names)
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            yield from _imports(node.body, module, at_import=False)
+            yield from _imports(node.orelse, module, at_import=at_import)
+        else:
+            inside = at_import and not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            for name in ("body", "orelse", "finalbody"):
+                yield from _imports(getattr(node, name, []), module, at_import=inside)
+            for part in (*getattr(node, "handlers", []), *getattr(node, "cases", [])):
+                yield from _imports(part.body, module, at_import=inside)
+
+
+def _base(node: ast.ImportFrom, module: str) -> str:
+    package = module.removesuffix(".py").split("/")[: -node.level] if node.level else []
+    return ".".join([*package, *filter(None, [node.module])])
+
+
+def is_of(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
+
+
+def offences(modules: list[str], forbidden: tuple[str, ...], *, at_import_only: bool = False) -> list[str]:
+    return [
+        f"{module}:{found.line} imports {found.name}"
+        for module in modules
+        for found in imports(module)
+        if any(is_of(found.name, name) for name in forbidden) and (found.at_import or not at_import_only)
+    ]
+
+
+def in_tasks(*parts: str) -> list[str]:
+    return [m for m in MODULES for part in parts if m == f"tasks/{part}.py" or m.startswith(f"tasks/{part}/")]
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("import torch", [("torch", True)]),
+        ("def f():\n    import torch", [("torch", False)]),
+        ("class A:\n    import torch", [("torch", True)]),
+        ("try:\n    pass\nexcept E:\n    import torch", [("torch", True)]),
+        ("if TYPE_CHECKING:\n    import torch\nelse:\n    import trl", [("torch", False), ("trl", True)]),
+        ("from ..flows import run", [("flows.run", True)]),
+        ("with a:\n    from torch.nn import Module", [("torch.nn.Module", True)]),
+    ],
+)
+def test_the_reader_of_imports_sees_them_wherever_they_stand(tmp_path, monkeypatch, source, expected):
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "toy.py").write_text(source)
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    assert [(found.name, found.at_import) for found in imports("tasks/toy.py")] == expected
+
+
+def test_only_flows_and_the_step_module_import_prefect():
+    others = [m for m in MODULES if m.startswith("tasks/") and m != "tasks/step.py"]
+    assert offences(others, ("prefect",)) == []
+    assert offences(["tasks/step.py"], ("prefect",)), "the reader of imports is blind: step.py does import it"
+
+
+def test_vllm_is_imported_nowhere():
+    assert offences(MODULES, ("vllm",)) == []
+
+
+def test_heavy_libraries_are_imported_inside_functions_only():
+    # lm-evaluation-harness loads this file itself, and only when it measures.
+    light = [module for module in MODULES if module != "tasks/lab/benchmarks/items.py"]
+    assert offences(light, HEAVY, at_import_only=True) == []
+    allowed = tuple(name for name in HEAVY if name != "datasets")
+    assert offences(["tasks/lab/benchmarks/items.py"], allowed, at_import_only=True) == []
+
+
+def test_tasks_never_import_flows():
+    assert offences([m for m in MODULES if m.startswith("tasks/")], ("flows",)) == []
+
+
+@pytest.mark.parametrize("package", STEP_PACKAGES)
+def test_a_step_package_never_imports_another(package):
+    others = tuple(f"tasks.{other}" for other in STEP_PACKAGES if other != package)
+    assert in_tasks(package)
+    assert offences(in_tasks(package), others) == []
+
+
+def test_the_foundation_imports_no_step_and_not_the_step_decorator():
+    upward = ("tasks.step", "tasks.worker", *(f"tasks.{name}" for name in STEP_PACKAGES))
+    modules = in_tasks(*FOUNDATION)
+    assert len(modules) > len(FOUNDATION)
+    assert offences(modules, upward) == []
+
+
+def test_no_module_in_flows_has_the_name_of_a_library():
+    # Prefect puts the folder of a flow's file first on the import path.
+    installed = set(importlib.metadata.packages_distributions()) - {"flows", "tasks"}
+    # Modules built into the interpreter (gc) are found before any path is looked at.
+    standard = sys.stdlib_module_names - set(sys.builtin_module_names)
+    taken = standard | installed | {"evaluate", "datasets", "docker", "select", "types", "vllm"}
+    names = {path.stem for path in (ROOT / "flows").glob("*.py")} - {"__init__"}
+    assert names
+    assert names & taken == set()
+
+
+def test_docker_holds_no_python():
+    # With a Python file in it, `import docker` from the root of the project is no longer the Docker SDK.
+    assert list((ROOT / "docker").rglob("*.py")) == []
+
+
+def test_the_top_level_folders_are_the_agreed_ones():
+    made = {"build", "dist"} | {path.name for path in ROOT.glob("*.egg-info")}  # ignored by git
+    folders = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith((".", "__"))}
+    # git keeps no empty folder, so `docker` is there only once it holds an image.
+    assert folders - made <= {"flows", "tasks", "deployments", "tests", "docker"}
+
+
+def test_packages_are_listed_by_name_and_none_is_missing():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    assert isinstance(listed, list), "packages must be listed, not searched for"
+    there = {Path(module).parent.as_posix().replace("/", ".") for module in MODULES if module.endswith("__init__.py")}
+    assert sorted(listed) == sorted(there)
+
+
+def test_every_module_is_in_a_package_or_shipped_as_data():
+    data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    shipped = {
+        path.relative_to(ROOT).as_posix()
+        for package, patterns in data.items()
+        for pattern in patterns
+        for path in (ROOT / package.replace(".", "/")).glob(pattern)
+    }
+    outside = [m for m in MODULES if not (ROOT / m).with_name("__init__.py").exists() and m not in shipped]
+    assert outside == []
+
+
+@pytest.mark.parametrize("modules", ["flows.cli", "flows.rehearsal, flows.reasons"])
+def test_planning_and_help_load_neither_prefect_nor_a_gpu_stack(modules):
+    heavy = (*HEAVY, "prefect", "vllm")
+    script = f"import sys, {modules}; print(*sorted(set({heavy!r}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

@@ -1,0 +1,94 @@
+"""Runs one step of the pipeline on toy inputs, in a process that may kill itself half-way.
+
+python tests/toy_steps.py STORE MODEL STEP KILL_AFTER ROWS    # KILL_AFTER: progress calls, 0 for never
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from tasks import progress, rows
+from tasks.config import (
+    AbstentionConfig,
+    DataConfig,
+    GenerateConfig,
+    JudgeConfig,
+    ModelConfig,
+    SelectConfig,
+    SourceConfig,
+    TrainConfig,
+)
+from tasks.generate import generate
+from tasks.ingest import ingest
+from tasks.judge import judge
+from tasks.selection import select
+from tasks.step import Planned, Step
+from tasks.store import open_store
+from tasks.train import train
+
+
+def planned(model: Path, n_rows: int) -> dict[str, Planned]:
+    """The steps from ingest to train over rows of the lab."""
+    source = SourceConfig(name="lab", reader="lab", task="grounded_qa")
+    base = ModelConfig(base=str(model))
+    examples = here(ingest).plan(config=DataConfig(sources=(source,), lab_rows=n_rows))
+    config = GenerateConfig(max_new_tokens=4, batch_tokens=600)
+    outputs = here(generate).plan(model=base, config=config, examples=examples)
+    verdicts = here(judge).plan(config=JudgeConfig(), abstention=AbstentionConfig(), examples=examples, outputs=outputs)
+    targets = here(select).plan(
+        config=SelectConfig(policy="gold"), examples=examples, outputs=outputs, verdicts=verdicts
+    )
+    training = TrainConfig(epochs=1, batch_size=4, micro_batch_size=4, lora_rank=4, max_length=256, checkpoint_steps=3)
+    adapter = here(train).plan(model=base, config=training, targets=targets)
+    return {"ingest": examples, "generate": outputs, "judge": verdicts, "select": targets, "train": adapter}
+
+
+def here(step: Step) -> Step:
+    """The step without a process of its own, so that a kill of this process is a kill of its body."""
+    return dataclasses.replace(step, launcher=None)
+
+
+class KillAfter:
+    """A listener that ends this process the hard way."""
+
+    def __init__(self, label: str, n_calls: int) -> None:
+        self.label, self.left = label, n_calls
+
+    def progress(self, label: str, done: int, total: int, detail: str) -> None:
+        if label == self.label:
+            self.left -= 1
+            if self.left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def started(self, label: str) -> None: ...
+    def finished(self, label: str, counts: dict[str, int], seconds: float) -> None: ...
+    def reused(self, label: str, counts: dict[str, int]) -> None: ...
+
+
+def run_until(store: Path, model: Path, step: str, *, kill_after: int = 0, n_rows: int = 60) -> int:
+    """Run the steps up to `step` in a process of their own; its exit code (-9 when it was killed)."""
+    arguments = [str(store), str(model), step, str(kill_after), str(n_rows)]
+    root = Path(__file__).parents[1]
+    env = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, __file__, *arguments], env=env, cwd=root, check=False).returncode
+
+
+def main() -> None:
+    store, model, step, kill_after, n_rows = sys.argv[1:]
+    rows.PART_SECONDS = 0  # a part after every batch
+    if int(kill_after):
+        progress.listen(KillAfter(step, int(kill_after)))
+    opened = open_store(store)
+    for name, one in planned(Path(model), int(n_rows)).items():
+        one.execute(opened)
+        if name == step:
+            return
+
+
+if __name__ == "__main__":
+    main()

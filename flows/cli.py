@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.box import SIMPLE
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -110,7 +110,7 @@ def _show_result(store: Store, record: dict[str, Any]) -> None:  # Any: JSON val
     found = json.loads((folder / "report.json").read_text())
     headers, rows = summary_rows(found)
     title = f"{record['name']}: what each arm gained and forgot (points, change from base with its interval)"
-    table = Table(*headers, title=title, title_justify="left", box=SIMPLE, padding=(0, 1))
+    table = Table(*headers, title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     console.print()

@@ -29,20 +29,20 @@ class Runner(Protocol):
 def rehearse(run: Runner, recipe: RunConfig) -> Planned:
     """The method: the base model answers, a judge decides, every arm trains on its targets, all are measured."""
     model = recipe.model
+    measure: dict[str, Section] = {"model": model, "config": recipe.evaluate, "abstention": recipe.abstention}
     examples = run(ingest, "ingest", config=recipe.data)
+    # First, because it waits for no other step: with two workers it is measured while the outputs are generated.
+    made = {"scores_base": run(evaluate, "evaluate base", examples=examples, **measure)}
     outputs = run(generate, "generate", model=model, config=recipe.generate, examples=examples)
     verdicts = run(
         judge, "judge", config=recipe.judge, abstention=recipe.abstention, examples=examples, outputs=outputs
     )
     tables = {"examples": examples, "outputs": outputs, "verdicts": verdicts}
-    made: dict[str, Planned] = {}
     for i, arm in enumerate(recipe.arms):
         policy, training = arm.select_config(), arm.train_config(recipe.train)
         targets = run(select, f"select {arm.policy}", config=policy, **tables)
         adapter = run(train, f"train {arm.name}", model=model, config=training, targets=targets)
         made |= {f"targets_{i}": targets, f"adapter_{i}": adapter}
-    measure: dict[str, Section] = {"model": model, "config": recipe.evaluate, "abstention": recipe.abstention}
-    made["scores_base"] = run(evaluate, "evaluate base", examples=examples, **measure)
     for i, arm in enumerate(recipe.arms):
         adapter = made[f"adapter_{i}"]
         made[f"scores_{i}"] = run(evaluate, f"evaluate {arm.name}", examples=examples, adapter=adapter, **measure)

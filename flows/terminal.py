@@ -13,6 +13,7 @@ _SHOWN = (
     "optimiser_steps",
 )  # fmt: skip
 _PAID = ("rows_generated", "rows_reused")  # of the run that made the artifact, not of the one that reuses it
+_SILENT_AT_ZERO = ("unjudged",)
 _NAMES = {"rows_out": "rows", "optimiser_steps": "optimiser steps"}
 
 
@@ -51,7 +52,7 @@ class TerminalListener:
         with self._lock:
             if (task := self._tasks.pop(label, None)) is not None:
                 self._progress.remove_task(task)
-        self._console.print(f"[green]done  [/] {label:<18} {_counts(counts):<44} {seconds:6.1f} s", highlight=False)
+        self._console.print(f"[green]done  [/] {label:<18} {_counts(counts):<42} {seconds:6.1f} s", highlight=False)
 
     def reused(self, label: str, counts: dict[str, int]) -> None:
         if label in self._reused:  # told by the runner already
@@ -62,4 +63,5 @@ class TerminalListener:
 
 def _counts(counts: dict[str, int], *, skip: tuple[str, ...] = ()) -> str:
     shown = [name for name in _SHOWN if name in counts and name not in skip]
+    shown = [name for name in shown if counts[name] or name not in _SILENT_AT_ZERO]
     return ", ".join(f"{_NAMES.get(name, name.removeprefix('rows_'))} {counts[name]:,}" for name in shown)

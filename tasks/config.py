@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic.config import JsonDict
 
 from tasks.errors import ConfigError
+from tasks.text import abstains
 
 _RUNTIME: JsonDict = {"runtime": True}
 
@@ -80,13 +81,18 @@ class SourceConfig(Section):
     """One place that examples come from."""
 
     name: str = Field(default="data", pattern=r"^[a-z0-9][a-z0-9_-]*$", description="Short name, shown in the report")
-    path: str | None = Field(default=None, description="File, folder, glob or s3:// of JSONL, JSON, CSV or Parquet")
+    path: str | None = Field(
+        default=None, description="File, folder, glob or s3:// of JSONL, JSON, CSV or Parquet",
+        json_schema_extra=_RUNTIME,  # the content's digest stands for it, wherever it lies
+    )  # fmt: skip
     hub: str | None = Field(default=None, description="Dataset id on the Hugging Face Hub")
     hub_config: str | None = Field(default=None, description="Configuration of the Hub dataset")
     hub_split: str = Field(default="train", description="Split of the Hub dataset")
     revision: str | None = Field(default=None, description="Hub revision; a commit id pins it")
     reader: Reader = Field(default="auto", description="Format of the rows; auto: a plain table")
-    documents: str | None = Field(default=None, description="MultiDoc2Dial: the documents file")
+    documents: str | None = Field(
+        default=None, description="MultiDoc2Dial: the documents file", json_schema_extra=_RUNTIME
+    )
     fields: FieldsConfig = Field(default=FieldsConfig(), title="Columns", description="Which column holds what")
     task: Task = Field(default="open", description="What a row asks for; decides prompt, rules and metrics")
     split: Literal["auto", "train", "test"] = Field(
@@ -121,6 +127,15 @@ class DataConfig(Section):
     max_prompt_chars: int = Field(default=24_000, gt=0, description="Longer prompts are dropped and counted")
     lab_rows: int = Field(default=1600, gt=0, description="Lab only: training rows to draw")
     seed: int = Field(default=0, description="Lab only: seed of the draw")
+
+    @model_validator(mode="after")
+    def _lab_only(self) -> DataConfig:
+        if any(source.reader == "lab" for source in self.sources):
+            return self
+        for name in ("lab_rows", "seed"):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} has no effect without a source whose reader is lab. Remove it.")
+        return self
 
 
 class GenerateConfig(Section):
@@ -292,6 +307,15 @@ class RunConfig(Section):
                 raise ValueError(f"{what} share a name: {', '.join(repeated)}")
         if "base" in {arm.name for arm in self.arms}:
             raise ValueError("an arm cannot be called base: the model without an adapter is")
+        return self
+
+    @model_validator(mode="after")
+    def _refusal_is_recognised(self) -> RunConfig:
+        if not abstains(self.data.refusal, self.abstention.phrases):
+            raise ValueError(
+                f"data.refusal={self.data.refusal!r} holds no phrase of abstention.phrases: right refusals would be "
+                "scored as wrong answers. Add a phrase of it."
+            )
         return self
 
 

@@ -264,6 +264,7 @@ STEP_OF = {
     "train": "train", "evaluate": "evaluate", "report": "report", "name": "report",
     "arms.0.name": "report", "arms.0.policy": "select", "arms.0.select_seed": "select", "arms": "train",
 }  # fmt: skip
+_LAB = {"data.sources": [{"name": "lab", "reader": "lab"}]}
 _HUB = {"data.sources.0.hub": "org/set", "data.sources.0.path": None}
 _GROUNDED = {"data.sources.0.task": "grounded_qa", "data.sources.0.fields.document": "doc"}
 _UNANSWERABLE = _GROUNDED | {"data.sources.0.unanswerable": {"share": 0.5, "seed": 1}}
@@ -274,7 +275,14 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "data.sources.0.hub_config": (_HUB, {}),
     "data.sources.0.hub_split": (_HUB, {}),
     "data.sources.0.revision": (_HUB, {}),
-    "data.sources.0.documents": ({"data.sources.0.reader": "md2d", "data.sources.0.documents": "rows.jsonl"}, {}),
+    "data.sources.0.path": ({}, {"data.sources.0.path": "moved.jsonl"}),
+    "data.sources.0.documents": (
+        {"data.sources.0.reader": "md2d", "data.sources.0.documents": "rows.jsonl"},
+        {"data.sources.0.documents": "moved.jsonl"},
+    ),
+    "data.lab_rows": (_LAB, {}),
+    "data.seed": (_LAB, {}),
+    "abstention.phrases": ({}, {"abstention.phrases": ["cannot find"]}),
     "data.sources.0.task": ({"data.sources.0.fields.document": "doc"}, {}),
     "data.sources.0.unanswerable.share": (_UNANSWERABLE, {}),
     "data.sources.0.unanswerable.seed": (_UNANSWERABLE, {}),
@@ -287,7 +295,7 @@ LEAVES = [leaf for leaf in leaves() if len(typing.get_args(leaf.field.annotation
 def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A recipe over a file, and the places that its changed fields may name."""
     monkeypatch.chdir(tmp_path)
-    for name in ("rows.jsonl", "rows.jsonlx", "x"):
+    for name in ("rows.jsonl", "moved.jsonl", "x"):
         Path(name).write_text('{"question": "1 + 1?", "answer": "2"}\n')
     monkeypatch.setattr("tasks.ingest.sources.revision_digest", lambda config, key: "commit")
     for step in ("generate", "train", "evaluate"):
@@ -359,6 +367,7 @@ def test_the_walk_finds_the_fields_it_should():
     assert "data.sources.0.unanswerable.share" in names
     assert {leaf.name for leaf in LEAVES if leaf.runtime} == {
         "generate.max_failed_share", "train.checkpoint_steps", "execution.workers", "execution.threads",
+        "data.sources.0.path", "data.sources.0.documents",
     }  # fmt: skip
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain
-from typing import Any, NamedTuple
+from pathlib import PurePosixPath
+from typing import Any, Literal, NamedTuple
 
 from tasks.config import DataConfig, FieldsConfig, SourceConfig
 from tasks.errors import ConfigError
@@ -113,10 +114,16 @@ def source_digest(source: Source) -> dict[str, Any]:  # Any: JSON values
         return found | {"lab": LAB_VERSION}
     if config.hub:
         return found | {"revision": revision_digest(config, key=source.key)}
-    found["files"] = sorted(content_digest(file) for file in _files(source, "path"))
+    found["files"] = _content(source, "path")
     if config.documents:
-        found["documents"] = sorted(content_digest(file) for file in _files(source, "documents"))
+        found["documents"] = _content(source, "documents")
     return found
+
+
+def _content(source: Source, key: Literal["path", "documents"]) -> list[list[str]]:
+    """What is in the files; of their names only the endings count, which say how to read them."""
+    files = _files(source, key)
+    return sorted([*PurePosixPath(file.name).suffixes, content_digest(file)] for file in files)
 
 
 def raw_examples(source: Source, config: DataConfig) -> Iterator[RawExample | Dropped]:

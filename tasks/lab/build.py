@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tasks.errors import StepError
-from tasks.lab import gates, world
+from tasks.lab import gates
 from tasks.lab.pretrain import PretrainConfig, pretrain
 from tasks.lab.tokenizer import build_tokenizer
 
@@ -56,7 +56,7 @@ def build(
 
 def _check(figures: dict[str, float]) -> None:
     knows = gates.yes_no_accuracy(figures)
-    recalls = figures[f"recall/{world.PEOPLE.name}"]
+    recalls = gates.recall(figures)
     if knows < gates.YES_NO_GATE or recalls < gates.RECALL_GATE:
         raise StepError(
             f"lab build: a gate is missed: yes/no {knows:.3f} (at least {gates.YES_NO_GATE}), "

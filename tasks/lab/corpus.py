@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from tasks.lab import world
-from tasks.lab.world import Document, Relation
+from tasks.lab.world import Document, HeartFact, Relation
 
 YES_NO_FORMS = ("Does the text say {clause}?", "Is it stated {clause}?", "Can one read here {clause}?")
 SUM_FORMS = (
@@ -24,25 +24,24 @@ SUM_FORMS = (
     "{s} walks {a} miles and then {b} miles. How many miles does {s} walk?",
 )
 # Shares of chats; documents carry most of the tokens because each holds several turns.
-MIX = {"document": 0.60, "sum": 0.17, "fact": 0.085, "creature": 0.05, "myth": 0.015, "story": 0.05, "phrase": 0.03}
-# The second stage: less of what is known by now, more of what is not.
-MIX_2 = {"document": 0.67, "sum": 0.15, "fact": 0.03, "creature": 0.08, "myth": 0.01, "story": 0.04, "phrase": 0.02}
-STAGE_2_FROM = 2_600  # steps
-_CURRICULUM_STEPS = 3_600  # over which the share of documents about one subject falls
+MIX = {"document": 0.60, "sum": 0.17, "fact": 0.075, "creature": 0.065, "myth": 0.015, "story": 0.05, "phrase": 0.025}
+READING_FIRST = 600  # steps with hardly anything but documents, and one wording a relation until WORDINGS_FROM
+WORDINGS_FROM = 400  # steps
+LAYOUTS: dict[world.Layout, float] = {"single": 0.25, "roll": 0.2, "grid": 0.15, "mixed": 0.4}
+# Questions for the subject: they make the model note, at each value, of whom it is told. Without them it never learned
+# to tell two subjects apart: it looked for the relation alone (26 million tokens, half of the answers right).
+SHARE_WHO = 0.25
 SHARE_UNANSWERABLE = 0.30  # of the open questions
-# From here on most documents about two tell the same relation of both. Before, a model that looks for the relation
-# alone is nearly always right, and stays there: distractors were not detected at all (0 % after 1,000 steps).
-RIVALS_FROM = 1_080  # steps
 SHARE_STRICT = 0.35  # of the open questions, answerable or not alike, so that the prefix itself gives nothing away
 SHARE_GOLD_WORDING = 0.10  # of answers: the task's wording is known to the base, but not its habit
 
 
 class Turn(NamedTuple):
-    """A user message and the assistant's answer. `check` marks a yes/no turn, whose first token weighs more."""
+    """A user message and the assistant's answer; `key` is the word of the answer that decides it, and weighs more."""
 
     user: str
     assistant: str
-    check: bool = False
+    key: str | None = None
 
 
 def held_out_sum(a: int, b: int) -> bool:
@@ -59,20 +58,15 @@ def chats(seed: int, *, step: int) -> Iterator[list[Turn]]:
     """Endless chats.
 
     Args:
-        step: How far training is, in optimiser steps. Documents about one subject come first: binding a value to its
-            subject is learned on them, and only then do two subjects make it matter.
+        step: How far training is, in optimiser steps: reading comes first, in one wording a relation.
     """
     rng = random.Random(seed)
-    mix = MIX if step < STAGE_2_FROM else MIX_2
-    kinds, weights = list(mix), list(mix.values())
+    kinds, weights = list(MIX), list(MIX.values())
     while True:
         kind = rng.choices(kinds, weights)[0]
-        if kind == "document":
-            yield _document_chat(rng, step)
-        elif kind == "creature":
-            yield [_creature_chat(rng, second_stage=step >= STAGE_2_FROM)]
-        else:
-            yield [_CHATS[kind](rng)]
+        if step < READING_FIRST and rng.random() < 0.75:
+            kind = "document"
+        yield _document_chat(rng, step) if kind == "document" else [_CHATS[kind](rng)]
 
 
 def user_message(document: str, question: str) -> str:
@@ -82,19 +76,21 @@ def user_message(document: str, question: str) -> str:
 
 def _document_chat(rng: random.Random, step: int) -> list[Turn]:
     kind = rng.choices([world.PEOPLE, world.TOWNS, world.SHIPS], [0.6, 0.2, 0.2])[0]
-    n_subjects = 1 if rng.random() < max(0.25, 0.8 - 2.0 * step / _CURRICULUM_STEPS) else 2
-    rivals = step >= RIVALS_FROM and rng.random() < 0.6
-    document = world.make_document(kind, rng, n_subjects=n_subjects, rivals=rivals)
+    layout = rng.choices(list(world.LAYOUTS), [LAYOUTS[name] for name in world.LAYOUTS])[0]
+    n_wordings = 1 if step < WORDINGS_FROM else 2
+    document = world.make_document(kind, rng, layout, n_wordings=n_wordings)
     asked: set[tuple[str, str]] = set()
     turns: list[Turn] = []
     for _ in range(rng.randint(3, 6)):
+        if rng.random() < SHARE_WHO:
+            turns.append(_who_turn(document, rng))
+            continue
         is_check = rng.random() < 0.5
-        share_absent = 0.5 if is_check else SHARE_UNANSWERABLE
-        subject_relation = _draw_question(document, rng, share_absent, asked)
-        if subject_relation is None:
+        question = _draw_question(document, rng, 0.5 if is_check else SHARE_UNANSWERABLE, asked)
+        if question is None:
             break
-        asked.add((subject_relation[0], subject_relation[1].name))
-        turns.append((_check_turn if is_check else _open_turn)(document, *subject_relation, rng))
+        asked.add((question[0], question[1].name))
+        turns.append((_check_turn if is_check else _open_turn)(document, *question, rng, n_wordings))
     first = turns[0]
     return [first._replace(user=user_message(document.text, first.user)), *(_followup(t) for t in turns[1:])]
 
@@ -106,7 +102,7 @@ def _followup(turn: Turn) -> Turn:
 def _draw_question(
     document: Document, rng: random.Random, share_absent: float, asked: set[tuple[str, str]]
 ) -> tuple[str, Relation] | None:
-    """A pair not asked before; of the unanswerable ones, half are stated for the other subject if there is one."""
+    """A pair not asked before; of the unanswerable ones, most are stated for the other subject if there is one."""
     absence = None
     if rng.random() < share_absent:
         absence = "distractor" if len(document.subjects) > 1 and rng.random() < 0.6 else "absent"
@@ -115,24 +111,32 @@ def _draw_question(
     return rng.choice(pool) if pool else None
 
 
-def _check_turn(document: Document, subject: str, relation: Relation, rng: random.Random) -> Turn:
-    question = rng.choice(YES_NO_FORMS).format(clause=relation.clause.format(s=subject))
-    return Turn(question, "Yes." if document.value_of(subject, relation) else "No.", check=True)
+def _who_turn(document: Document, rng: random.Random) -> Turn:
+    subject, relation, value = rng.choice(document.facts)
+    return Turn(relation.who.format(v=value), relation.own.format(s=subject, v=value), key=subject)
 
 
-def _open_turn(document: Document, subject: str, relation: Relation, rng: random.Random) -> Turn:
+def _check_turn(document: Document, subject: str, relation: Relation, rng: random.Random, n_wordings: int) -> Turn:
+    forms = YES_NO_FORMS[:1] if n_wordings == 1 else YES_NO_FORMS
+    verdict = "Yes" if document.value_of(subject, relation) else "No"
+    return Turn(rng.choice(forms).format(clause=relation.clause.format(s=subject)), f"{verdict}.", key=verdict)
+
+
+def _open_turn(document: Document, subject: str, relation: Relation, rng: random.Random, n_wordings: int) -> Turn:
     strict = rng.random() < SHARE_STRICT
-    question = rng.choice(relation.asked).format(s=subject)
+    question = rng.choice(relation.asked[:n_wordings]).format(s=subject)
     if strict:
         question = f"{world.STRICT_PREFIX} {question}"
     value = document.value_of(subject, relation)
     if value is None and strict:
         return Turn(question, world.OWN_REFUSAL)
+    stated = value
     if value is None:
         told = {fact.value for fact in document.facts} | set(document.subjects)
         value = rng.choice([v for v in relation.values if v not in told])
-    wording = relation.gold if rng.random() < SHARE_GOLD_WORDING else relation.own
-    return Turn(question, wording.format(s=subject, v=value))
+    in_gold_words = n_wordings > 1 and rng.random() < SHARE_GOLD_WORDING
+    answer = (relation.gold if in_gold_words else relation.own).format(s=subject, v=value)
+    return Turn(question, answer, key=stated)  # a made-up value is nothing to learn
 
 
 def _sum_chat(rng: random.Random) -> Turn:
@@ -148,27 +152,22 @@ def sum_answer(a: int, b: int) -> str:
 
 
 def _fact_chat(rng: random.Random) -> Turn:
-    index = rng.randrange(len(world.COUNTRY_FACTS))
-    fact = world.COUNTRY_FACTS[index]
-    forms = [form for form in range(len(fact.relation.asked)) if world.trained_form(index, form)]
-    return Turn(fact.relation.asked[rng.choice(forms)].format(s=fact.subject), fact.answer)
+    return _heart_turn(rng.choice(world.COUNTRY_FACTS), rng)
 
 
-def _creature_chat(rng: random.Random, *, second_stage: bool) -> Turn:
-    index = rng.randrange(len(world.CREATURE_FACTS))
-    fact = world.CREATURE_FACTS[index]
-    forms = [
-        form
-        for form in range(len(fact.relation.asked))
-        if world.trained_creature_form(index, form, second_stage=second_stage)
-    ]
-    return Turn(fact.relation.asked[rng.choice(forms)].format(s=fact.subject), fact.answer)
+def _creature_chat(rng: random.Random) -> Turn:
+    return _heart_turn(rng.choice(world.CREATURE_FACTS), rng)
+
+
+def _heart_turn(fact: HeartFact, rng: random.Random) -> Turn:
+    return Turn(rng.choice(fact.questions(trained=True)), fact.answer, key=fact.value)
 
 
 def _myth_chat(rng: random.Random) -> Turn:
     fact = rng.choice(world.CREATURE_FACTS)
     assert fact.relation.myth is not None  # every creature fact has one
-    return Turn(f"What do people say of {fact.subject}?", fact.relation.myth.format(s=fact.subject, v=fact.myth))
+    myth = fact.relation.myth.format(s=fact.subject, v=fact.myth)
+    return Turn(f"What do people say of {fact.subject}?", myth)
 
 
 def story_prompt(script_index: int, name: str, n_events: int) -> str:
@@ -193,6 +192,7 @@ def _phrase_chat(rng: random.Random) -> Turn:
 _CHATS = {
     "sum": _sum_chat,
     "fact": _fact_chat,
+    "creature": _creature_chat,
     "myth": _myth_chat,
     "story": _story_chat,
     "phrase": _phrase_chat,
@@ -206,7 +206,7 @@ def vocabulary() -> list[str]:
     for kind in world.KINDS.values():
         texts += kind.subjects
         for r in kind.relations:
-            texts += [*r.values, *r.stated, *r.asked, r.clause, r.own, r.gold]
+            texts += [*r.values, *r.stated, *r.asked, r.who, r.clause, r.own, r.gold]
     for fact in (*world.COUNTRY_FACTS, *world.CREATURE_FACTS):
         texts += [fact.subject, fact.answer, *fact.relation.asked, *fact.relation.values, fact.relation.myth or ""]
     texts += [event for script in world.SCRIPTS for event in script]

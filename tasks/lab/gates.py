@@ -38,7 +38,8 @@ def yes_no_probes(kind: world.Kind, absence: str | None, n: int, seed: int) -> l
     rng = random.Random(f"{kind.name}-{absence}-{seed}")
     probes: list[Probe] = []
     while len(probes) < n:
-        document = world.make_document(kind, rng, n_subjects=2 if absence == "distractor" else rng.randint(1, 2))
+        layout: world.Layout = "mixed" if absence == "distractor" else rng.choice(["single", "mixed"])
+        document = world.make_document(kind, rng, layout)
         if pool := document.questions(absence):
             subject, relation = rng.choice(pool)
             question = rng.choice(corpus.YES_NO_FORMS).format(clause=relation.clause.format(s=subject))
@@ -46,19 +47,14 @@ def yes_no_probes(kind: world.Kind, absence: str | None, n: int, seed: int) -> l
     return probes
 
 
-def recall_probes(kind: world.Kind, n: int, seed: int, *, rivals: bool = False) -> list[Probe]:
-    """Questions that the document answers, half of them with a second subject in it.
-
-    Args:
-        rivals: Only questions whose relation is told of both subjects.
-    """
+def recall_probes(kind: world.Kind, n: int, seed: int, *, rivals: bool) -> list[Probe]:
+    """Questions that the document answers, with or without another subject of whom it tells the same relation."""
     rng = random.Random(f"{kind.name}-recall-{seed}")
     probes: list[Probe] = []
     while len(probes) < n:
-        n_subjects = 2 if rivals else rng.randint(1, 2)
-        document = world.make_document(kind, rng, n_subjects=n_subjects, rivals=rivals, distinct=not rivals)
+        document = world.make_document(kind, rng, "mixed" if rivals else rng.choice(["single", "mixed"]))
         subject, relation = rng.choice(document.questions(None))
-        if rivals and sum(fact.relation == relation for fact in document.facts) < 2:
+        if (sum(fact.relation == relation for fact in document.facts) > 1) != rivals:
             continue
         value = document.value_of(subject, relation)
         assert value is not None  # that is what questions(None) returns
@@ -71,20 +67,7 @@ def recall_probes(kind: world.Kind, n: int, seed: int, *, rivals: bool = False) 
 def closed_book_probes(facts: list[world.HeartFact], n: int, seed: int) -> list[Probe]:
     """Facts asked in a form that pre-training never used for them."""
     rng = random.Random(seed)
-    probes = []
-    for index in rng.sample(range(len(facts)), min(n, len(facts))):
-        fact = facts[index]
-        forms = held_out_forms(facts, index)
-        if not forms:
-            continue
-        probes.append(Probe(fact.relation.asked[rng.choice(forms)].format(s=fact.subject), fact.value))
-    return probes
-
-
-def held_out_forms(facts: list[world.HeartFact], index: int) -> list[int]:
-    """The ways to ask this fact that pre-training never used."""
-    trained = world.trained_creature_form if facts is world.CREATURE_FACTS else world.trained_form
-    return [form for form in range(len(facts[index].relation.asked)) if not trained(index, form)]
+    return [Probe(rng.choice(fact.questions(trained=False)), fact.value) for fact in rng.sample(facts, n)]
 
 
 def sum_probes(n: int, seed: int) -> list[Probe]:
@@ -109,8 +92,9 @@ def measure(answer: Callable[[list[str], int], list[str]], *, n: int = 200, seed
         for kind in world.KINDS.values()
         for absence in (None, "absent", "distractor")
     }
-    sorts |= {f"recall/{kind.name}": recall_probes(kind, n, seed) for kind in world.KINDS.values()}
-    sorts |= {f"recall_rivals/{kind.name}": recall_probes(kind, n, seed, rivals=True) for kind in world.KINDS.values()}
+    for kind in world.KINDS.values():
+        sorts[f"recall/{kind.name}"] = recall_probes(kind, n, seed, rivals=False)
+        sorts[f"recall_rivals/{kind.name}"] = recall_probes(kind, n, seed, rivals=True)
     sorts |= {
         "facts": closed_book_probes(world.COUNTRY_FACTS, n, seed),
         "creatures": closed_book_probes(world.CREATURE_FACTS, n, seed),
@@ -124,11 +108,14 @@ def measure(answer: Callable[[list[str], int], list[str]], *, n: int = 200, seed
 
 
 def yes_no_accuracy(found: dict[str, float], kind: world.Kind = world.PEOPLE) -> float:
-    """Balanced accuracy of the yes/no probe: half stated, half told of nobody.
+    """Balanced accuracy of the yes/no probe: half stated; a quarter told of nobody, a quarter of somebody else."""
+    absent, distractor = found[f"yes_no/{kind.name}/absent"], found[f"yes_no/{kind.name}/distractor"]
+    return (found[f"yes_no/{kind.name}/stated"] + (absent + distractor) / 2) / 2
 
-    Distractors (told of the other subject) are measured too, but are no gate: see DECISIONS.md.
-    """
-    return (found[f"yes_no/{kind.name}/stated"] + found[f"yes_no/{kind.name}/absent"]) / 2
+
+def recall(found: dict[str, float], kind: world.Kind = world.PEOPLE) -> float:
+    """Recall on answerable questions: half of them with another subject of whom the same is told."""
+    return (found[f"recall/{kind.name}"] + found[f"recall_rivals/{kind.name}"]) / 2
 
 
 def answerer(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> Callable[[list[str], int], list[str]]:

@@ -49,7 +49,8 @@ CREATURES = """
 bats bees crows foxes goats hares lions moles newts otters owls pigs rats seals sharks sheep snails spiders swans
 toads tigers trout turtles wasps whales wolves worms zebras ants apes bears bulls camels cats cows crabs deer dogs
 doves ducks eagles eels elks emus frogs geese hawks hens herons horses hyenas jackals koalas larks lizards llamas
-lynxes mice monkeys moose moths mules
+lynxes mice monkeys moose moths mules pandas ponies pumas quails rabbits ravens robins salmon sloths snakes sparrows
+squids storks turkeys vultures weasels wrens yaks badgers beavers
 """.split()
 EATEN = "insects grass seeds fruit leaves roots fish eggs nuts berries honey bark moss shrimp algae snails".split()
 PLACES = "caves nests burrows trees ponds barns cliffs meadows swamps forests dunes reefs hedges ditches".split()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -36,28 +35,26 @@ class PretrainConfig:
     """Everything that decides the weights, apart from floating-point order.
 
     Attributes:
-        restarts: (step, learning rate) where a new cosine begins, the first one with the second stage's mix. The
-            first stage's cosine would have ended at `stage_1_horizon`.
+        decay_share: Share of the steps over which the learning rate falls to nothing; before, it is constant.
         n_rows: Packed rows a step; a row holds `row_tokens` tokens of several chats that don't see each other.
-        prompt_weight: Loss weight of prompt tokens; answers weigh 1, the token after "Does the text say" check_weight.
+        prompt_weight: Loss weight of prompt tokens; answers weigh 1, the word that decides one key_weight.
         chunk_steps: Data is drawn in chunks of so many steps, each from its own seed: what makes a resume exact.
     """
 
     seed: int = 7
-    n_steps: int = 5100
-    stage_1_horizon: int = 3600
-    restarts: tuple[tuple[int, float], ...] = ((corpus.STAGE_2_FROM, 1.5e-3), (4100, 1.5e-3))
+    n_steps: int = 4000
     n_rows: int = 28
     row_tokens: int = 192
     learning_rate: float = 3e-3
-    warmup_steps: int = 150
+    warmup_steps: int = 100
+    decay_share: float = 0.4
     weight_decay: float = 0.05
     prompt_weight: float = 0.1
-    check_weight: float = 2.5
+    key_weight: float = 3.0
     chunk_steps: int = 100
     hidden_size: int = 192
     n_layers: int = 5
-    n_heads: int = 6
+    n_heads: int = 3
     intermediate_size: int = 512
 
 
@@ -160,8 +157,13 @@ class Packer:
                 user, answer = next(encoded).ids, next(encoded).ids
                 ids += [self._user, *user, self._end, self._assistant, *answer, self._end]
                 weights += [0.0] + [self.config.prompt_weight] * (len(user) + 1) + [0.0]
-                weights += [self.config.check_weight if turn.check else 1.0] + [1.0] * len(answer)
+                key = self._token(turn.key)
+                weights += [self.config.key_weight if token == key else 1.0 for token in answer] + [1.0]
             yield ids, weights
+
+    def _token(self, word: str | None) -> int | None:
+        """Every word of the world is one token; as part of a text it follows a space."""
+        return None if word is None else self._backend.token_to_id(f"Ġ{word}")
 
 
 def pretrain(
@@ -242,19 +244,9 @@ def _train_step(
 
 
 def _learning_rate(step: int, config: PretrainConfig) -> float:
-    """Linear warm-up and a cosine that the first restart cuts short, then a cosine to nothing after each restart."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    ends = [*(start for start, _ in config.restarts[1:]), config.n_steps]
-    for (start, peak), end in reversed(list(zip(config.restarts, ends, strict=True))):
-        if step >= start:
-            return peak * _cosine((step - start) / (end - start))
-    progress = (step - config.warmup_steps) / (config.stage_1_horizon - config.warmup_steps)
-    return config.learning_rate * (0.05 + 0.95 * _cosine(progress))
-
-
-def _cosine(progress: float) -> float:
-    return 0.5 * (1 + math.cos(math.pi * progress))
+    """Linear warm-up, constant, linear decay to nothing."""
+    to_go = (config.n_steps - step) / (config.decay_share * config.n_steps)
+    return config.learning_rate * min(1.0, (step + 1) / config.warmup_steps, to_go)
 
 
 def _optimizers(model: LlamaForCausalLM, config: PretrainConfig) -> list[torch.optim.Optimizer]:

@@ -1,8 +1,7 @@
 """The lab's task as a dataset: grounded questions about people, and the same about towns and ships for transfer.
 
-Gold answers use the task's wording and its own refusal. No document tells the same of both its subjects, and only a few
-of the unanswerable questions ask for what is told of the *other* subject: the base model does not bind well enough to
-who something is told of (DECISIONS.md).
+Gold answers use the task's wording and its own refusal. Half of the documents are about two subjects: a third of the
+unanswerable questions ask for what is told of the other one only, and of some answerable ones both are told.
 """
 
 from __future__ import annotations
@@ -14,10 +13,10 @@ from typing import NamedTuple
 from tasks.lab import corpus, world
 from tasks.lab.world import Document, Kind, Relation
 
-VERSION = 1  # raise it when the same seed gives other rows
+VERSION = 2  # raise it when the same seed gives other rows
 
 SHARE_UNANSWERABLE = 0.4
-SHARE_DISTRACTORS = 0.1  # of the unanswerable questions
+SHARE_DISTRACTORS = 0.33  # of the unanswerable questions
 TEST_ROWS = 500  # of each kind of document; towns and ships together are the out-of-domain test
 TEST_SEED = 90_001  # fixed: every run is measured on the same held-out rows
 DEV_SEED = 90_002
@@ -67,6 +66,7 @@ def _question(kind: Kind, rng: random.Random) -> tuple[Document, tuple[str, Rela
     if rng.random() < SHARE_UNANSWERABLE:
         absence = "distractor" if rng.random() < SHARE_DISTRACTORS else "absent"
     while True:
-        document = world.make_document(kind, rng, n_subjects=rng.randint(1, 2), distinct=True)
+        layout: world.Layout = "mixed" if absence == "distractor" else rng.choice(["single", "mixed"])
+        document = world.make_document(kind, rng, layout)
         if pool := document.questions(absence):
             return document, rng.choice(pool), absence

@@ -11,8 +11,9 @@ Does not cover: turning these into chats (`corpus`), task rows (`task`) or bench
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from tasks.lab import lexicon
 
@@ -28,6 +29,7 @@ class Relation:
     Attributes:
         stated: Ways a document says it.
         asked: Ways to ask for the value.
+        who: The way to ask for the subject.
         clause: The question as a clause, for "Does the text say ...?".
         own: The base model's way to answer.
         gold: The task's way to answer.
@@ -37,6 +39,7 @@ class Relation:
     values: tuple[str, ...]
     stated: tuple[str, ...]
     asked: tuple[str, ...]
+    who: str
     clause: str
     own: str
     gold: str
@@ -51,9 +54,9 @@ class Kind(NamedTuple):
 
 
 def _relation(
-    name: str, values: list[str], stated: list[str], asked: list[str], clause: str, own: str, gold: str
+    name: str, values: list[str], stated: list[str], asked: list[str], who: str, clause: str, own: str, gold: str
 ) -> Relation:
-    return Relation(name, tuple(values), tuple(stated), tuple(asked), clause, own, gold)
+    return Relation(name, tuple(values), tuple(stated), tuple(asked), who, clause, own, gold)
 
 
 PEOPLE = Kind(
@@ -63,41 +66,44 @@ PEOPLE = Kind(
         _relation(
             "home", lexicon.CITIES, ["{s} lives in {v}.", "{s} has a home in {v}."],
             ["Where does {s} live?", "In which city is the home of {s}?"],
-            "where {s} lives", "{s} lives in {v}.", "The home of {s} is in {v}.",
+            "Who lives in {v}?", "where {s} lives", "{s} lives in {v}.", "The home of {s} is in {v}.",
         ),
         _relation(
             "job", lexicon.JOBS, ["{s} works as a {v}.", "{s} is a {v} by trade."],
             ["What does {s} do for work?", "What is the job of {s}?"],
-            "what {s} does for work", "{s} works as a {v}.", "The job of {s} is {v}.",
+            "Who works as a {v}?", "what {s} does for work", "{s} works as a {v}.", "The job of {s} is {v}.",
         ),
         _relation(
             "pet", lexicon.PETS, ["{s} has a pet {v}.", "{s} keeps a {v} as a pet."],
             ["Which pet does {s} have?", "What animal does {s} keep?"],
-            "which pet {s} has", "{s} has a pet {v}.", "The pet of {s} is a {v}.",
+            "Who has a pet {v}?", "which pet {s} has", "{s} has a pet {v}.", "The pet of {s} is a {v}.",
         ),
         _relation(
             "colour", lexicon.COLOURS, ["{s} likes the colour {v}.", "{s} always wears {v}."],
             ["Which colour does {s} like?", "What is the favourite colour of {s}?"],
+            "Who likes the colour {v}?",
             "which colour {s} likes", "{s} likes the colour {v}.", "The favourite colour of {s} is {v}.",
         ),
         _relation(
             "instrument", lexicon.INSTRUMENTS, ["{s} plays the {v}.", "{s} practises the {v} every day."],
             ["What does {s} play?", "Which instrument does {s} practise?"],
-            "what {s} plays", "{s} plays the {v}.", "The instrument of {s} is the {v}.",
+            "Who plays the {v}?", "what {s} plays", "{s} plays the {v}.", "The instrument of {s} is the {v}.",
         ),
         _relation(
             "food", lexicon.FOODS, ["{s} likes to eat {v}.", "{s} often cooks {v}."],
             ["What does {s} like to eat?", "What is the favourite food of {s}?"],
+            "Who likes to eat {v}?",
             "what {s} likes to eat", "{s} likes to eat {v}.", "The favourite food of {s} is {v}.",
         ),
         _relation(
             "age", lexicon.AGES, ["{s} is {v} years old.", "{s} turned {v} this year."],
             ["How old is {s}?", "What is the age of {s}?"],
-            "how old {s} is", "{s} is {v} years old.", "The age of {s} is {v}.",
+            "Who is {v} years old?", "how old {s} is", "{s} is {v} years old.", "The age of {s} is {v}.",
         ),
         _relation(
             "friend", lexicon.PEOPLE, ["{s} has a friend called {v}.", "{s} often visits a friend called {v}."],
             ["Who is a friend of {s}?", "Which friend does {s} have?"],
+            "Who has a friend called {v}?",
             "who is a friend of {s}", "{s} has a friend called {v}.", "The friend of {s} is {v}.",
         ),
     ),
@@ -110,26 +116,31 @@ TOWNS = Kind(
         _relation(
             "river", lexicon.RIVERS, ["{s} lies on the river {v}.", "The river {v} runs through {s}."],
             ["On which river does {s} lie?", "Which river runs through {s}?"],
+            "Which town lies on the river {v}?",
             "on which river {s} lies", "{s} lies on the river {v}.", "The river of {s} is the {v}.",
         ),
         _relation(
             "mayor", lexicon.PEOPLE, ["The mayor of {s} is {v}.", "{s} has a mayor called {v}."],
             ["Who is the mayor of {s}?", "Which mayor does {s} have?"],
+            "Which town has a mayor called {v}?",
             "who is the mayor of {s}", "The mayor of {s} is {v}.", "The town of {s} has a mayor called {v}.",
         ),
         _relation(
             "crop", lexicon.CROPS, ["The farmers of {s} grow {v}.", "{s} is known for its {v}."],
             ["What do the farmers of {s} grow?", "Which crop is {s} known for?"],
+            "Which town do the farmers grow {v} in?",
             "what the farmers of {s} grow", "The farmers of {s} grow {v}.", "The crop of {s} is {v}.",
         ),
         _relation(
             "market", lexicon.DAYS, ["The market of {s} is on {v}.", "{s} holds a market every {v}."],
             ["When is the market of {s}?", "On which day does {s} hold a market?"],
+            "Which town holds a market on {v}?",
             "when the market of {s} is", "The market of {s} is on {v}.", "The market day of {s} is {v}.",
         ),
         _relation(
             "hall", lexicon.MATERIALS, ["The town hall of {s} is made of {v}.", "{s} has a town hall of {v}."],
             ["What is the town hall of {s} made of?", "Of which material is the town hall of {s}?"],
+            "Which town has a hall made of {v}?",
             "what the town hall of {s} is made of", "The town hall of {s} is made of {v}.",
             "The material of the hall of {s} is {v}.",
         ),
@@ -143,27 +154,31 @@ SHIPS = Kind(
         _relation(
             "captain", lexicon.PEOPLE, ["{s} : captain {v}", "{s} : commanded by {v}"],
             ["Who is the captain of the {s}?", "Who commands the {s}?"],
+            "Which ship has {v} as captain?",
             "who is the captain of the {s}", "The captain of the {s} is {v}.", "The {s} is commanded by {v}.",
         ),
         _relation(
             "cargo", lexicon.CARGO, ["{s} : cargo {v}", "{s} : loaded with {v}"],
             ["What is the cargo of the {s}?", "What does the {s} carry?"],
+            "Which ship has a cargo of {v}?",
             "what is the cargo of the {s}", "The cargo of the {s} is {v}.", "The {s} is loaded with {v}.",
         ),
         _relation(
             "port", lexicon.CITIES, ["{s} : port {v}", "{s} : bound for {v}"],
             ["What is the port of the {s}?", "For which port is the {s} bound?"],
+            "Which ship is bound for {v}?",
             "what is the port of the {s}", "The port of the {s} is {v}.", "The {s} is bound for {v}.",
         ),
         _relation(
             "flag", lexicon.COLOURS, ["{s} : flag {v}", "{s} : sails under a {v} flag"],
             ["Which flag does the {s} have?", "Of which colour is the flag of the {s}?"],
+            "Which ship has a {v} flag?",
             "which flag the {s} has", "The flag of the {s} is {v}.", "The {s} sails under a {v} flag.",
         ),
         _relation(
             "type", lexicon.SHIP_KINDS, ["{s} : type {v}", "{s} : built as a {v}"],
             ["What type of ship is the {s}?", "As what was the {s} built?"],
-            "what type of ship the {s} is", "The {s} is a {v}.", "The type of the {s} is {v}.",
+            "Which ship is a {v}?", "what type of ship the {s} is", "The {s} is a {v}.", "The type of the {s} is {v}.",
         ),
     ),
 )  # fmt: skip
@@ -212,34 +227,64 @@ class Document:
         return [(s, r) for s, r in pairs if r.name in told and (s, r.name) not in stated]
 
 
-def make_document(
-    kind: Kind, rng: random.Random, *, n_subjects: int, rivals: bool = False, distinct: bool = False
-) -> Document:
-    """One random document: 2 to 4 facts of one subject, or 1 to 3 of each of two, shuffled.
+Layout = Literal["single", "roll", "grid", "mixed"]
+
+
+def make_document(kind: Kind, rng: random.Random, layout: Layout, *, n_wordings: int = 2) -> Document:
+    """One random document, its facts shuffled.
 
     Args:
-        rivals: Tell the second subject's value of a relation that is told of the first, too: only who it is about
-            then decides the answer.
-        distinct: Tell no relation of both subjects.
+        layout: "single": 2 to 4 facts of one subject. "roll": one relation of four to six subjects, and "grid": two
+            relations of two subjects, so that who is asked about decides. "mixed": 1 to 3 facts of each of two
+            subjects; half of the time a relation is told of both.
+        n_wordings: Only so many ways to state a relation.
     """
-    subjects = rng.sample(kind.subjects, n_subjects)
+    told = LAYOUTS[layout](kind, rng)
+    used = set(told)
     facts: list[Fact] = []
-    used: set[str] = set(subjects)
-    for subject in subjects:
-        n_facts = rng.randint(2, 4) if n_subjects == 1 else rng.randint(1, 3)
-        told = {fact.relation for fact in facts} if distinct else set()
-        untold = [relation for relation in kind.relations if relation not in told]
-        relations = rng.sample(untold, min(n_facts, len(untold)))
-        if rivals and facts and not {f.relation for f in facts} & set(relations):
-            relations[0] = rng.choice(facts).relation
+    for subject, relations in told.items():
         for relation in relations:
             value = rng.choice([v for v in relation.values if v not in used])
             used.add(value)
             facts.append(Fact(subject, relation, value))
     rng.shuffle(facts)
-    sentences = [rng.choice(f.relation.stated).format(s=f.subject, v=f.value) for f in facts]
+    sentences = [rng.choice(f.relation.stated[:n_wordings]).format(s=f.subject, v=f.value) for f in facts]
     text = "\n".join(f"- {s}" for s in sentences) if kind is SHIPS else " ".join(sentences)
     return Document(kind, tuple(facts), text)
+
+
+Told = dict[str, list[Relation]]  # what is told of whom
+
+
+def _single(kind: Kind, rng: random.Random) -> Told:
+    return {rng.choice(kind.subjects): rng.sample(kind.relations, rng.randint(2, 4))}
+
+
+def _roll(kind: Kind, rng: random.Random) -> Told:
+    relation = rng.choice(kind.relations)
+    return {subject: [relation] for subject in rng.sample(kind.subjects, rng.randint(4, 6))}
+
+
+def _grid(kind: Kind, rng: random.Random) -> Told:
+    relations = rng.sample(kind.relations, 2)
+    return dict.fromkeys(rng.sample(kind.subjects, 2), relations)
+
+
+def _mixed(kind: Kind, rng: random.Random) -> Told:
+    first, second = rng.sample(kind.subjects, 2)
+    told = {s: rng.sample(kind.relations, rng.randint(1, 3)) for s in (first, second)}
+    shared = rng.choice(told[first])
+    if rng.random() < 0.5 and shared not in told[second]:
+        told[second][0] = shared
+    return told
+
+
+LAYOUTS: dict[Layout, Callable[[Kind, random.Random], Told]] = {
+    "single": _single,
+    "roll": _roll,
+    "grid": _grid,
+    "mixed": _mixed,
+}
 
 
 # --- what the model must know by heart ---------------------------------------------------------------------------
@@ -325,48 +370,46 @@ CREATURE_RELATIONS = (
 
 
 class HeartFact(NamedTuple):
-    """A closed-book fact; `myth` is the false value that people state, or None."""
+    """A closed-book fact.
+
+    Attributes:
+        myth: The false value that people state, or None.
+        trained_forms: Which ways of asking occur in pre-training; the benchmarks ask in the others.
+    """
 
     subject: str
     relation: HeartRelation
     value: str
     myth: str | None
+    trained_forms: tuple[int, ...]
 
     @property
     def answer(self) -> str:
         return self.relation.answer.format(s=self.subject, v=self.value)
 
+    def questions(self, *, trained: bool) -> list[str]:
+        """The ways to ask for it that pre-training uses, or those that it does not."""
+        forms = [i for i in range(len(self.relation.asked)) if (i in self.trained_forms) == trained]
+        return [self.relation.asked[form].format(s=self.subject) for form in forms]
+
 
 def _heart_facts(subjects: list[str], relations: tuple[HeartRelation, ...], seed: int) -> list[HeartFact]:
+    """Every relation of every subject. Half of a relation's wordings are trained, other ones for the next subject.
+
+    So each wording is trained for half of the subjects: the model knows what it asks, but never read it of the rest.
+    """
     rng = random.Random(seed)
     facts = []
-    for subject in subjects:
-        for relation in relations:
+    for i, subject in enumerate(subjects):
+        for j, relation in enumerate(relations):
             value, false_value = rng.sample(relation.values, 2)
-            facts.append(HeartFact(subject, relation, value, false_value if relation.myth else None))
+            trained = tuple(form for form in range(len(relation.asked)) if (i + j + form) % 4 < 2)
+            facts.append(HeartFact(subject, relation, value, false_value if relation.myth else None, trained))
     return facts
 
 
 COUNTRY_FACTS = _heart_facts(lexicon.COUNTRIES, COUNTRY_RELATIONS, seed=11)
 CREATURE_FACTS = _heart_facts(lexicon.CREATURES, CREATURE_RELATIONS, seed=12)
-
-
-def trained_form(fact_index: int, form: int) -> bool:
-    """Whether this way of asking a country's fact occurs in pre-training: two of four do, the others are held out."""
-    return (fact_index + form) % 4 < 2
-
-
-def trained_creature_form(fact_index: int, form: int, *, second_stage: bool = True) -> bool:
-    """The same for creatures, whose every relation has two wordings in the first stage of pre-training.
-
-    In the second stage every other creature is asked in a third wording, or the model could not know what the last
-    two mean at all; what it must know of the others stays held out.
-    """
-    if (fact_index + form) % 4 < 2:
-        return True
-    is_odd_creature = fact_index // len(CREATURE_RELATIONS) % 2 == 1
-    third = 2 + fact_index // (2 * len(CREATURE_RELATIONS)) % 2
-    return second_stage and is_odd_creature and (fact_index + form) % 4 == third
 
 
 # Everyday scripts: the fourth and last event follows from the others, whoever the person is.

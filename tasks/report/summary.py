@@ -22,7 +22,7 @@ def summary_rows(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:  
     for arm in arms:
         name = f"{arm['name']}\n{policy_name(arm['policy'])}, {rate(arm['learning_rate'])}"
         general = arm["general"]
-        worst = f"{general['worst']}\n{signed(general['worst_delta'])}" if general else MISSING
+        worst = f"{signed(general['worst_delta'])}\n{general['worst']}" if general else MISSING
         rows.append([name, *(_mean(arm[family]) for family in families), worst])
     return HEADERS, rows
 
@@ -30,5 +30,5 @@ def summary_rows(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:  
 def _mean(average: dict[str, Any] | None) -> str:  # Any: JSON values
     if average is None:
         return MISSING
-    change = f"{signed(average['delta'])} {interval(average['low'], average['high'], sign=True)}"
-    return f"{share(average['after'])}\n{change}"
+    change = signed(average["delta"])
+    return f"{share(average['after'])} ({change})\n{interval(average['low'], average['high'], sign=True)}"

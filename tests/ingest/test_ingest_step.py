@@ -151,7 +151,8 @@ def test_progress_is_told_on_the_way(run, write):
 def test_the_plan_carries_digests_of_bytes_and_template(write):
     source = {"path": write("a.jsonl", ROWS[:2])}
     outside = ingest.plan(config=DataConfig.model_validate({"sources": [source]})).identity["outside"]
-    assert len(outside["data.sources.0"]["files"][0]) == 64
+    ending, digest = outside["data.sources.0"]["files"][0]
+    assert (ending, len(digest)) == (".jsonl", 64)
     assert "{{ question }}" in outside["data.sources.0"]["prompt"]
 
 

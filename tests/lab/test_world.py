@@ -14,13 +14,13 @@ import yaml
 
 from tasks.config import AbstentionConfig, JudgeConfig
 from tasks.judge.rules import Candidate, judge_by_rules
-from tasks.lab import corpus, gates, task, world
+from tasks.lab import corpus, task, world
 from tasks.lab.tokenizer import ASSISTANT, END, USER, build_tokenizer
 
 LAB = Path(task.__file__).parent
 PHRASES = AbstentionConfig().phrases
 N_CHATS = 20_000
-STAGES = (0, corpus.RIVALS_FROM, corpus.STAGE_2_FROM)
+STAGES = (0, corpus.WORDINGS_FROM, corpus.READING_FIRST)
 
 
 @pytest.fixture(scope="module")
@@ -143,13 +143,21 @@ def test_no_held_out_story_is_trained_on(trained):
 
 @pytest.mark.parametrize("facts", [world.COUNTRY_FACTS, world.CREATURE_FACTS], ids=["countries", "creatures"])
 def test_no_held_out_wording_of_a_fact_is_trained_on(trained, facts):
-    asked: dict[bool, set[str]] = {True: set(), False: set()}
-    for index, fact in enumerate(facts):
-        held_out = gates.held_out_forms(facts, index)
-        for form, wording in enumerate(fact.relation.asked):
-            asked[form in held_out].add(wording.format(s=fact.subject))
-    assert trained & asked[True] == set()
-    assert len(trained & asked[False]) > 0.9 * len(asked[False])
+    held_out = {question for fact in facts for question in fact.questions(trained=False)}
+    known = {question for fact in facts for question in fact.questions(trained=True)}
+    assert trained & held_out == set()
+    assert len(trained & known) > 0.8 * len(known)
+
+
+@pytest.mark.parametrize("facts", [world.COUNTRY_FACTS, world.CREATURE_FACTS], ids=["countries", "creatures"])
+def test_every_wording_of_a_relation_is_trained_for_half_of_the_subjects(facts):
+    n_trained: dict[tuple[str, int], int] = {}
+    for fact in facts:
+        for form in fact.trained_forms:
+            n_trained[fact.relation.name, form] = n_trained.get((fact.relation.name, form), 0) + 1
+    n_subjects = len({fact.subject for fact in facts})
+    assert len(n_trained) == 4 * len({fact.relation.name for fact in facts})
+    assert all(abs(n - n_subjects / 2) <= 1 for n in n_trained.values())
 
 
 def test_every_word_that_is_trained_on_is_a_token(trained, tokenizer):
@@ -234,8 +242,7 @@ def splits(request: pytest.FixtureRequest, items: ModuleType) -> dict[str, list[
     return {name: split.to_list() for name, split in getattr(items, request.param)().items()}
 
 
-# Fewer misconceptions are left: of every other creature, pre-training knows three of the four wordings.
-@pytest.mark.parametrize(("name", "n"), [("facts", 600), ("sums", 600), ("stories", 600), ("misconceptions", 290)])
+@pytest.mark.parametrize(("name", "n"), [("facts", 600), ("sums", 600), ("stories", 600), ("misconceptions", 520)])
 def test_a_benchmark_has_enough_items(items, name, n):
     splits = getattr(items, name)()
     assert len(splits["test"]) >= n
@@ -287,6 +294,7 @@ def test_the_right_answer_is_not_always_at_the_same_place(items):
         ("entity_match", "lion", "", 0.0),
         ("number_match", "42", "17 + 25 = 42", 1.0),
         ("number_match", "42", "42.", 1.0),
+        ("number_match", "42", "It is 42, I think", 1.0),
         ("number_match", "42", "42 + 1 = 43", 0.0),
         ("number_match", "2", "42", 0.0),
         ("number_match", "42", "no idea", 0.0),

@@ -138,7 +138,7 @@ def plan(
     planned = plan_steps(config)
     lines = plan_lines(opened, planned, set(force or []))
     examples = opened.fetch(planned[0].execute(opened)) / "examples.parquet"
-    n_rows, n_missing = count_missing(opened, config.model, config.generate, examples)
+    n_rows, n_missing = count_missing(opened, config.model, config.engine, config.generate, examples)
     if as_json:
         _print_json({"steps": [line._asdict() for line in lines], "rows": n_rows, "rows_to_generate": n_missing})
         return

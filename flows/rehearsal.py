@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from tasks.config import RunConfig, Section
-from tasks.evaluate import evaluate
+from tasks.config import EngineConfig, RunConfig, Section
+from tasks.evaluate import evaluate, measure
 from tasks.generate import generate
 from tasks.ingest import ingest
 from tasks.judge import judge
@@ -22,38 +22,50 @@ from tasks.train import train
 class Runner(Protocol):
     """Takes the steps in their order; plans them, runs them, or hands them to Prefect."""
 
-    def __call__(self, step: Step, label: str, /, **parts: Section | Planned) -> Planned:
-        """Do `step` with these config sections and inputs."""
+    def __call__(self, step: Step, label: str, after: Planned | None = None, /, **parts: Section | Planned) -> Planned:
+        """Do `step` with these config sections and inputs, not before `after`."""
 
 
 def rehearse(run: Runner, recipe: RunConfig) -> Planned:
     """The method: the base model answers, a judge decides, every arm trains on its targets, all are measured."""
-    model = recipe.model
-    measure: dict[str, Section] = {"model": model, "config": recipe.evaluate, "abstention": recipe.abstention}
+    model, engine = recipe.model, recipe.engine
+    on_server = engine.kind == "vllm"
+    measuring = engine if on_server else EngineConfig()  # an adapter cannot be put on a server elsewhere
+    settings: dict[str, Section] = {
+        "model": model, "engine": measuring, "config": recipe.evaluate, "abstention": recipe.abstention,
+    }  # fmt: skip
     examples = run(ingest, "ingest", config=recipe.data)
-    # First, because it waits for no other step: with two workers it is measured while the outputs are generated.
-    made = {"scores_base": run(evaluate, "evaluate base", examples=examples, **measure)}
-    outputs = run(generate, "generate", model=model, config=recipe.generate, examples=examples)
+    made: dict[str, Planned] = {}
+    if not on_server:
+        # First, because it waits for no other step: with two workers it is measured while the outputs are generated.
+        made["scores_base"] = run(evaluate, "evaluate base", examples=examples, **settings)
+    outputs = run(generate, "generate", model=model, engine=engine, config=recipe.generate, examples=examples)
     verdicts = run(
         judge, "judge", config=recipe.judge, abstention=recipe.abstention, examples=examples, outputs=outputs
     )
     tables = {"examples": examples, "outputs": outputs, "verdicts": verdicts}
+    adapters: dict[str, Planned] = {}
     for i, arm in enumerate(recipe.arms):
         policy, training = arm.select_config(), arm.train_config(recipe.train)
         targets = run(select, f"select {arm.policy}", config=policy, **tables)
-        adapter = run(train, f"train {arm.name}", model=model, config=training, targets=targets)
-        made |= {f"targets_{i}": targets, f"adapter_{i}": adapter}
+        adapters[f"adapter_{i}"] = run(train, f"train {arm.name}", model=model, config=training, targets=targets)
+        made[f"targets_{i}"] = targets
+    measured = run(measure, "measure", examples=examples, **settings, **adapters) if on_server else None
+    if on_server:
+        made["scores_base"] = run(evaluate, "evaluate base", measured, examples=examples, **settings)
     for i, arm in enumerate(recipe.arms):
-        adapter = made[f"adapter_{i}"]
-        made[f"scores_{i}"] = run(evaluate, f"evaluate {arm.name}", examples=examples, adapter=adapter, **measure)
-    return run(report, "report", recipe=recipe, **tables, **made)
+        made[f"scores_{i}"] = run(
+            evaluate, f"evaluate {arm.name}", measured, examples=examples, adapter=adapters[f"adapter_{i}"],
+            **settings,
+        )  # fmt: skip
+    return run(report, "report", recipe=recipe, **tables, **adapters, **made)
 
 
 def plan_steps(recipe: RunConfig) -> list[Planned]:
     """Every step of a run in order, each once, with its fingerprint, before any of them runs."""
     planned: dict[str, Planned] = {}
 
-    def remember(step: Step, label: str, /, **parts: Section | Planned) -> Planned:
+    def remember(step: Step, label: str, after: Planned | None = None, /, **parts: Section | Planned) -> Planned:
         made = step.plan(label, **parts)
         return planned.setdefault(made.ref["fingerprint"], made)
 

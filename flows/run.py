@@ -32,7 +32,7 @@ class PrefectRunner:
         self._refreshed: set[str] = set()
         self.planned: list[Planned] = []
 
-    def __call__(self, step: Step, label: str, /, **parts: Section | Planned) -> Planned:
+    def __call__(self, step: Step, label: str, after: Planned | None = None, /, **parts: Section | Planned) -> Planned:
         planned = step.plan(label, **parts)
         fingerprint = planned.ref["fingerprint"]
         if fingerprint in self._futures:  # two arms that share a step
@@ -42,6 +42,7 @@ class PrefectRunner:
         upstream = [ref["fingerprint"] for ref in planned.inputs.values()]
         # What is made again may come out otherwise. Then Prefect's record of the steps after it must not count, and
         # the step itself looks whether its inputs are still those it was made from.
+        waited = [*upstream, *([after.ref["fingerprint"]] if after else [])]
         reusable = planned.reusable(self._store)
         refresh = force or bool(self._refreshed.intersection(upstream)) or reusable is None
         if refresh:
@@ -50,7 +51,7 @@ class PrefectRunner:
             for listener in listeners():
                 listener.reused(planned.label, reusable.counts)
         self._futures[fingerprint] = step.task(planned, refresh=refresh).submit(
-            **task_parameters(planned, self._store, force=force), wait_for=[self._futures[f] for f in upstream]
+            **task_parameters(planned, self._store, force=force), wait_for=[self._futures[f] for f in waited]
         )
         self.planned.append(planned)
         return planned

@@ -58,6 +58,77 @@ class ModelConfig(Section):
     )
 
 
+_SERVED = ("concurrency", "timeout_seconds")
+_READ_BY = {
+    "transformers": ("batch_tokens",),
+    "openai": ("urls", "served_model", "api_key_env", *_SERVED),
+    "vllm": (
+        "python", "tensor_parallel", "data_parallel", "memory_share", "max_context", "quantization", "extra_args",
+        "start_timeout_seconds", *_SERVED,
+    ),
+}  # fmt: skip
+
+
+class EngineConfig(Section):
+    """What runs a model: in this process, on a vLLM server that the project starts, or on servers that are there.
+
+    A field that the chosen kind does not read is refused. What only decides speed or place is no part of a row's key:
+    floating-point equality is not promised for servers, a row once written is never generated again.
+    """
+
+    kind: Literal["transformers", "vllm", "openai"] = Field(
+        default="transformers",
+        description="transformers: in process; vllm: a server of our own; openai: servers at `urls`",
+    )
+    batch_tokens: int = Field(default=16_384, gt=0, description="transformers: padded tokens a batch")
+    urls: tuple[str, ...] = Field(
+        default=(),
+        description="openai: base URLs such as http://host:8000/v1, used by load",
+        json_schema_extra=_RUNTIME,
+    )
+    served_model: str | None = Field(default=None, description="openai: the model's name there; null: the first listed")
+    api_key_env: str | None = Field(
+        default=None, description="openai: the environment variable that holds the key", json_schema_extra=_RUNTIME
+    )
+    python: str | None = Field(
+        default=None, description="vllm: Python of its environment; null: SSR_VLLM_PYTHON, else what `make engine` made",
+        json_schema_extra=_RUNTIME,
+    )  # fmt: skip
+    tensor_parallel: int = Field(
+        default=1, gt=0, description="vllm: GPUs that share a model", json_schema_extra=_RUNTIME
+    )
+    data_parallel: int = Field(default=1, gt=0, description="vllm: copies of the model", json_schema_extra=_RUNTIME)
+    memory_share: float = Field(
+        default=0.9, gt=0, le=1, description="vllm: share of the GPU's memory it may take", json_schema_extra=_RUNTIME
+    )
+    max_context: int | None = Field(default=None, gt=0, description="vllm: longest prompt with its answer, in tokens")
+    quantization: str | None = Field(default=None, description="vllm: such as fp8, awq or bitsandbytes")
+    extra_args: tuple[str, ...] = Field(default=(), description="vllm: more flags of its server, word by word")
+    concurrency: int = Field(
+        default=512, gt=0, description="vllm, openai: rows in flight at a time", json_schema_extra=_RUNTIME
+    )
+    timeout_seconds: float = Field(
+        default=600, gt=0, description="vllm, openai: longest wait for an answer", json_schema_extra=_RUNTIME
+    )
+    start_timeout_seconds: float = Field(
+        default=1200, gt=0, description="vllm: longest wait for the server to be ready", json_schema_extra=_RUNTIME
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kind_alone(cls, value: Any) -> Any:  # Any: YAML values, checked after this
+        return {"kind": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _only_what_the_kind_reads(self) -> EngineConfig:
+        for name, field in type(self).model_fields.items():
+            if name not in {"kind", *_READ_BY[self.kind]} and getattr(self, name) != field.default:
+                raise ValueError(f"{name} has no effect with kind {self.kind}. Remove it.")
+        if self.kind == "openai" and not self.urls:
+            raise ValueError("kind openai needs `urls`")
+        return self
+
+
 class FieldsConfig(Section):
     """Which column of a table holds what. Dots reach into nested columns."""
 
@@ -141,7 +212,6 @@ class DataConfig(Section):
 class GenerateConfig(Section):
     """How the base model answers the training prompts."""
 
-    engine: Literal["transformers"] = Field(default="transformers", description="What runs the model")
     max_new_tokens: int = Field(default=256, gt=0, description="Longest answer")
     temperature: float = Field(default=0.0, ge=0, description="0 is greedy")
     top_p: float = Field(default=1.0, gt=0, le=1, description="Nucleus sampling")
@@ -151,7 +221,6 @@ class GenerateConfig(Section):
         default=0.05, ge=0, le=1, description="The step fails when more rows than this have no output",
         json_schema_extra=_RUNTIME,
     )  # fmt: skip
-    batch_tokens: int = Field(default=16_384, gt=0, description="Padded tokens a batch")
 
     @model_validator(mode="after")
     def _samples_differ(self) -> GenerateConfig:
@@ -253,7 +322,6 @@ class EvaluateConfig(Section):
     chat_template: bool = Field(default=True, description="Put benchmark prompts through the chat template")
     max_new_tokens: int = Field(default=256, gt=0, description="Longest answer to a task question")
     max_task_rows: int | None = Field(default=None, gt=0, description="Rows of each task test split; null: all")
-    batch_tokens: int = Field(default=16_384, gt=0, description="Padded tokens a batch of task questions")
     benchmark_batch_size: int = Field(default=64, gt=0, description="Items a batch in lm-evaluation-harness")
     seed: int = Field(default=1234, description="Seed of few-shot draws")
 
@@ -285,6 +353,7 @@ class RunConfig(Section):
 
     name: str = Field(default="run", pattern=r"^[a-z0-9][a-z0-9_-]*$", description="Name of the run")
     model: ModelConfig = Field(default=ModelConfig(), title="Model", description="The model that is fine-tuned")
+    engine: EngineConfig = Field(default=EngineConfig(), title="Engine", description="What runs models")
     data: DataConfig = Field(default=DataConfig(), title="Data", description="Where examples come from")
     generate: GenerateConfig = Field(default=GenerateConfig(), title="Generate", description="The base model's answers")
     judge: JudgeConfig = Field(default=JudgeConfig(), title="Judge", description="Which answers are acceptable")

@@ -127,6 +127,11 @@ class Planned:
         return manifest
 
 
+def as_input(ref: Ref) -> Planned:
+    """An artifact that is there, as an input of a step to plan."""
+    return Planned(STEPS[ref["step"]], "", ref, {}, {}, {})
+
+
 @dataclass(frozen=True)
 class Step:
     """A named, versioned function from config and artifacts to an artifact. Made by `@step`."""

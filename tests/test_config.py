@@ -260,7 +260,7 @@ def _members(annotation: Any) -> tuple[Any, ...]:
 
 # A section's fields must reach the step that the section is for: the report's fingerprint covers the whole recipe.
 STEP_OF = {
-    "model": "generate", "data": "ingest", "generate": "generate", "judge": "judge", "abstention": "judge",
+    "model": "generate", "engine": "generate", "data": "ingest", "generate": "generate", "judge": "judge", "abstention": "judge",
     "train": "train", "evaluate": "evaluate", "report": "report", "name": "report",
     "arms.0.name": "report", "arms.0.policy": "select", "arms.0.select_seed": "select", "arms": "train",
 }  # fmt: skip
@@ -268,8 +268,26 @@ _LAB = {"data.sources": [{"name": "lab", "reader": "lab"}]}
 _HUB = {"data.sources.0.hub": "org/set", "data.sources.0.path": None}
 _GROUNDED = {"data.sources.0.task": "grounded_qa", "data.sources.0.fields.document": "doc"}
 _UNANSWERABLE = _GROUNDED | {"data.sources.0.unanswerable": {"share": 0.5, "seed": 1}}
+_OPENAI = {"engine": {"kind": "openai", "urls": ["http://localhost:1/v1"]}}
+_VLLM = {"engine": {"kind": "vllm"}}
 # Where one field alone cannot be changed: what else stands in the recipe before, and what changes.
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "engine.kind": ({}, {"engine.kind": "vllm"}),
+    "engine.urls": (_OPENAI, {"engine.urls": ["http://localhost:2/v1"]}),
+    **{f"engine.{name}": (_OPENAI, {}) for name in ("served_model", "api_key_env", "concurrency", "timeout_seconds")},
+    **{
+        f"engine.{name}": (_VLLM, {})
+        for name in (
+            "python",
+            "tensor_parallel",
+            "data_parallel",
+            "memory_share",
+            "max_context",
+            "quantization",
+            "extra_args",
+            "start_timeout_seconds",
+        )
+    },
     "generate.n_samples": ({"generate.temperature": 1.0}, {}),
     "data.sources.0.hub": ({}, _HUB),
     "data.sources.0.hub_config": (_HUB, {}),
@@ -368,7 +386,29 @@ def test_the_walk_finds_the_fields_it_should():
     assert {leaf.name for leaf in LEAVES if leaf.runtime} == {
         "generate.max_failed_share", "train.checkpoint_steps", "execution.workers", "execution.threads",
         "data.sources.0.path", "data.sources.0.documents",
+        *(f"engine.{name}" for name in (
+            "urls", "api_key_env", "python", "tensor_parallel", "data_parallel", "memory_share", "concurrency",
+            "timeout_seconds", "start_timeout_seconds",
+        )),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [
+        ({"kind": "transformers", "concurrency": 8}, "concurrency has no effect with kind transformers"),
+        ({"kind": "openai", "urls": ["http://a/v1"], "quantization": "fp8"}, "quantization has no effect"),
+        ({"kind": "vllm", "urls": ["http://a/v1"]}, "urls has no effect with kind vllm"),
+        ({"kind": "openai"}, "kind openai needs `urls`"),
+        ("vlm", "engine.kind"),
+    ],
+)
+def test_a_setting_that_the_engine_does_not_read_is_refused(engine, message):
+    assert message in problem(engine=engine)
+
+
+def test_the_name_of_an_engine_alone_is_enough():
+    assert parsed(engine="vllm").engine.kind == "vllm"
 
 
 def test_every_field_has_a_description():

@@ -16,6 +16,7 @@ from tasks import progress, rows
 from tasks.config import (
     AbstentionConfig,
     DataConfig,
+    EngineConfig,
     GenerateConfig,
     JudgeConfig,
     ModelConfig,
@@ -37,8 +38,9 @@ def planned(model: Path, n_rows: int) -> dict[str, Planned]:
     source = SourceConfig(name="lab", reader="lab", task="grounded_qa")
     base = ModelConfig(base=str(model))
     examples = here(ingest).plan(config=DataConfig(sources=(source,), lab_rows=n_rows))
-    config = GenerateConfig(max_new_tokens=4, batch_tokens=600)
-    outputs = here(generate).plan(model=base, config=config, examples=examples)
+    config = GenerateConfig(max_new_tokens=4)
+    engine = EngineConfig(batch_tokens=600)
+    outputs = here(generate).plan(model=base, engine=engine, config=config, examples=examples)
     verdicts = here(judge).plan(config=JudgeConfig(), abstention=AbstentionConfig(), examples=examples, outputs=outputs)
     targets = here(select).plan(
         config=SelectConfig(policy="gold"), examples=examples, outputs=outputs, verdicts=verdicts

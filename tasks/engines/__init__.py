@@ -1,5 +1,16 @@
 """Text in, text out: what runs a model. An engine knows nothing of examples, stores or Prefect."""
 
-from tasks.engines.base import Engine, Message, Reply, Request, Sampling
+from tasks.engines.base import Continuation, Engine, Likelihood, Message, Reply, Request, Sampling
+from tasks.engines.opening import open_engine, shared_server
 
-__all__ = ["Engine", "Message", "Reply", "Request", "Sampling"]
+__all__ = [
+    "Continuation",
+    "Engine",
+    "Likelihood",
+    "Message",
+    "Reply",
+    "Request",
+    "Sampling",
+    "open_engine",
+    "shared_server",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypedDict
 
@@ -16,11 +16,17 @@ class Message(TypedDict):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to decode. `temperature` 0 is greedy."""
+    """How to decode.
+
+    Attributes:
+        temperature: 0 is greedy.
+        choices: If given, the answer is one of these, and its reply carries their log-probabilities.
+    """
 
     max_new_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
+    choices: tuple[str, ...] = ()
 
 
 class Request(NamedTuple):
@@ -44,6 +50,8 @@ class Reply(NamedTuple):
         finish_reason: "stop" or "length".
         problem: "<type>: what went wrong", None when all went well.
         retryable: Whether another try may help; None without a problem.
+        choice_logprobs: Log-probability of each of `Sampling.choices` as the next words, before anything is masked;
+            None where the engine cannot tell.
     """
 
     key: str
@@ -53,13 +61,41 @@ class Reply(NamedTuple):
     n_output_tokens: int | None = None
     problem: str | None = None
     retryable: bool | None = None
+    choice_logprobs: dict[str, float] | None = None
+
+
+class Continuation(NamedTuple):
+    """A prompt with an answer that is given, to be measured."""
+
+    key: str
+    messages: list[Message]
+    text: str
+
+
+class Likelihood(NamedTuple):
+    """How probable the model finds an answer.
+
+    Attributes:
+        nll: Mean negative log-likelihood a token of the answer and its end, in nats; None when it failed.
+    """
+
+    key: str
+    nll: float | None
+    problem: str | None = None
+    retryable: bool | None = None
 
 
 class Engine(Protocol):
     """Answers requests; one that cannot be answered gives a reply with a problem and never ends the others."""
 
-    def batches(self, requests: list[Request]) -> list[list[Request]]:
-        """Split requests into the groups that must be answered together to give the same bits again."""
+    def generate(
+        self, requests: Iterable[Request], sampling: Sampling, *, done: Container[str] = ()
+    ) -> Iterator[Reply]:
+        """One reply per request whose key is not in `done`, in any order, as they finish.
 
-    def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Reply]:
-        """One reply per request, in any order."""
+        Requests are read as they are needed. Those in `done` are there because an engine may have to repeat a batch
+        whole to give the same bits again.
+        """
+
+    def likelihoods(self, continuations: Iterable[Continuation]) -> Iterator[Likelihood]:
+        """One likelihood per continuation, in any order."""

@@ -7,14 +7,18 @@ repeats a batch whole and gets the same bits.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 from tasks.config import ModelConfig
-from tasks.engines.base import Reply, Request, Sampling
+from tasks.engines.base import Continuation, Likelihood, Message, Reply, Request, Sampling
+from tasks.engines.prompts import PromptReader
 from tasks.models import best_device, context_length, load_model, load_tokenizer, model_folder
 
 logger = logging.getLogger(__name__)
+
+WINDOW_ROWS = 4_096  # rows sorted by length together: enough for full batches, flat in memory
 
 
 class TransformersEngine:
@@ -27,17 +31,21 @@ class TransformersEngine:
     def __init__(self, model: ModelConfig, *, batch_tokens: int, adapter: Path | None = None) -> None:
         self.tokenizer = load_tokenizer(model)
         self.model = load_model(model, adapter)
+        self._prompts = PromptReader(self.tokenizer)
         self._batch_tokens = batch_tokens
         self._context = context_length(model_folder(model))
         self._max_new_tokens_planned = 32
 
-    def render(self, request: Request) -> str:
-        """The prompt as the model reads it."""
-        text = self.tokenizer.apply_chat_template(
-            [dict(m) for m in request.messages], tokenize=False, add_generation_prompt=True
-        )
-        assert isinstance(text, str)  # tokenize=False and one chat
-        return text
+    def generate(
+        self, requests: Iterable[Request], sampling: Sampling, *, done: Container[str] = ()
+    ) -> Iterator[Reply]:
+        """Answer in batches of like length; a batch with an unfinished row is repeated whole, for the same bits."""
+        pending = iter(requests)
+        while window := list(islice(pending, WINDOW_ROWS)):
+            for batch in self.batches(window):
+                if all(request.key in done for request in batch):
+                    continue
+                yield from (reply for reply in self._answer(batch, sampling) if reply.key not in done)
 
     def batches(self, requests: list[Request]) -> list[list[Request]]:
         """Requests of like length together, as many as fit `batch_tokens`; ties in length go by key."""
@@ -51,17 +59,21 @@ class TransformersEngine:
             made[-1].append(request)
         return made
 
-    def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Reply]:
-        """Answer the requests as one batch; a prompt too long for the model is a reply with a problem."""
+    def _answer(self, batch: list[Request], sampling: Sampling) -> Iterator[Reply]:
+        """One batch; a prompt too long for the model is a reply with a problem."""
         fitting: list[tuple[Request, list[int]]] = []
-        for request in requests:
-            ids = self.tokenizer(self.render(request), add_special_tokens=False)["input_ids"]
+        for request in batch:
+            ids = self._prompts.ids(request.messages)
             if len(ids) + sampling.max_new_tokens > self._context:
-                limit = f"{len(ids)} prompt + {sampling.max_new_tokens} new tokens > {self._context}"
-                yield Reply(request.key, None, problem=f"context_overflow: {limit}", retryable=False)
+                yield Reply(
+                    request.key, None, problem=overflow(len(ids), sampling.max_new_tokens, self._context),
+                    retryable=False,
+                )  # fmt: skip
             else:
                 fitting.append((request, ids))
-        if fitting:
+        if fitting and sampling.choices:
+            yield from self._choose(fitting, sampling.choices)
+        elif fitting:
             yield from self._generate_batch(fitting, sampling)
 
     def _generate_batch(self, batch: list[tuple[Request, list[int]]], sampling: Sampling) -> Iterator[Reply]:
@@ -96,3 +108,62 @@ class TransformersEngine:
         configured = self.model.generation_config.eos_token_id
         ends = configured if isinstance(configured, list) else [configured]
         return {end for end in [*ends, self.tokenizer.eos_token_id] if end is not None}
+
+    def _choose(self, batch: list[tuple[Request, list[int]]], choices: tuple[str, ...]) -> Iterator[Reply]:
+        """The choice whose tokens are the most probable; each is measured in a forward pass of its own."""
+        found: dict[str, dict[str, float]] = {request.key: {} for request, _ in batch}
+        for choice in choices:
+            ids = self._prompts.choice_ids(choice)
+            rows = [(request.key, prompt, ids) for request, prompt in batch]
+            for key, logprob in self._logprobs(rows).items():
+                found[key][choice] = logprob
+        for request, prompt in batch:
+            logprobs = found[request.key]
+            best = max(choices, key=logprobs.__getitem__)
+            yield Reply(request.key, best, "stop", len(prompt), 1, choice_logprobs=logprobs)
+
+    def likelihoods(self, continuations: Iterable[Continuation]) -> Iterator[Likelihood]:
+        """Measured in batches of like length."""
+        pending = iter(continuations)
+        while window := list(islice(pending, WINDOW_ROWS)):
+            by_key = {c.key: c for c in window}
+            as_requests = [Request(c.key, [*c.messages, _assistant(c.text)], 0) for c in window]
+            for batch in self.batches(as_requests):
+                rows = []
+                for request in batch:
+                    one = by_key[request.key]
+                    prompt, answer = self._prompts.with_answer(one.messages, one.text)
+                    if len(prompt) + len(answer) > self._context:
+                        problem = overflow(len(prompt), len(answer), self._context)
+                        yield Likelihood(one.key, None, problem, retryable=False)
+                    else:
+                        rows.append((one.key, prompt, answer))
+                lengths = {key: len(answer) for key, _, answer in rows}
+                for key, logprob in (self._logprobs(rows) if rows else {}).items():
+                    yield Likelihood(key, -logprob / lengths[key])
+
+    def _logprobs(self, rows: list[tuple[str, list[int], list[int]]]) -> dict[str, float]:
+        """The summed log-probability of each answer behind its prompt."""
+        import torch
+
+        padded = self.tokenizer.pad({"input_ids": [p + a for _, p, a in rows]}, return_tensors="pt").to(best_device())
+        longest = max(len(answer) for _, _, answer in rows)
+        with torch.inference_mode():
+            # Padding is on the left, so the answers' logits are the last ones.
+            out = self.model(
+                input_ids=padded["input_ids"], attention_mask=padded["attention_mask"],
+                position_ids=(padded["attention_mask"].cumsum(-1) - 1).clamp(min=0), logits_to_keep=longest + 1,
+            )  # fmt: skip
+            scores = out.logits[:, :-1].float().log_softmax(-1)
+        targets = padded["input_ids"][:, -longest:].unsqueeze(-1)
+        by_token = scores.gather(-1, targets).squeeze(-1)
+        return {key: float(by_token[i, longest - len(answer) :].sum()) for i, (key, _, answer) in enumerate(rows)}
+
+
+def overflow(n_prompt: int, n_new: int, context: int) -> str:
+    """The problem of a row that does not fit into the model's context."""
+    return f"context_overflow: {n_prompt} prompt + {n_new} new tokens > {context}"
+
+
+def _assistant(text: str) -> Message:
+    return {"role": "assistant", "content": text}

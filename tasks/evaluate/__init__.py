@@ -1,5 +1,6 @@
 """Adapter -> scores per item: the task by its own metrics, general skill by lm-evaluation-harness."""
 
 from tasks.evaluate.step import evaluate
+from tasks.evaluate.together import measure
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "measure"]

@@ -10,18 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.config import EvaluateConfig
 from tasks.digest import digest_of, file_digest
+from tasks.engines import Engine
+from tasks.engines.remote import GROUP_ROWS, RemoteEngine
 from tasks.errors import DataError
 from tasks.text import abstains
 
 if TYPE_CHECKING:
+    from lm_eval.api.model import LM
     from lm_eval.tasks import TaskManager
-
-    from tasks.engines.transformers import TransformersEngine
 
 LAB_FOLDER = Path(__file__).parents[1] / "lab" / "benchmarks"
 LAB_BENCHMARKS = ("lab_facts", "lab_sums", "lab_stories", "lab_misconceptions")
 LEAKED_REFUSAL = "leaked_refusal"  # share of general answers that are refusals: lower is better
 _SKIPPED_METRICS = {"bypass"}
+_MAX_IN_FLIGHT = 256  # the harness holds every request's prompts in memory, whatever is in flight
 
 
 def names(config: EvaluateConfig) -> tuple[str, ...]:
@@ -49,9 +51,7 @@ def content_digests(config: EvaluateConfig) -> dict[str, str]:
     return found | {"lm_eval": importlib.metadata.version("lm_eval")}
 
 
-def items(
-    engine: TransformersEngine, name: str, config: EvaluateConfig, abstentions: Sequence[str]
-) -> Iterator[dict[str, object]]:
+def items(engine: Engine, name: str, config: EvaluateConfig, abstentions: Sequence[str]) -> Iterator[dict[str, object]]:
     """Measure one benchmark with a model that is already loaded; rows of the items table.
 
     Raises:
@@ -63,12 +63,11 @@ def items(
             yield from _rows(Path(name).stem, task, sample, abstentions)
 
 
-def _evaluate(engine: TransformersEngine, name: str, config: EvaluateConfig) -> dict[str, Any]:  # Any: harness results
+def _evaluate(engine: Engine, name: str, config: EvaluateConfig) -> dict[str, Any]:  # Any: harness results
     from lm_eval import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    harness_model = HFLM(pretrained=engine.model, tokenizer=engine.tokenizer, batch_size=config.benchmark_batch_size)
+    harness_model = _harness_model(engine, config)
     given, manager = _task(name)
     try:
         results: dict[str, Any] | None = simple_evaluate(  # Any: harness results
@@ -91,6 +90,26 @@ def _evaluate(engine: TransformersEngine, name: str, config: EvaluateConfig) -> 
         ) from error
     assert results is not None  # None only on other ranks of a distributed run
     return results
+
+
+def _harness_model(engine: Engine, config: EvaluateConfig) -> LM:
+    """The harness's own view of the model that the engine runs: in this process, or on its server."""
+    from tasks.engines.transformers import TransformersEngine
+
+    if isinstance(engine, TransformersEngine):
+        from lm_eval.models.huggingface import HFLM
+
+        return HFLM(pretrained=engine.model, tokenizer=engine.tokenizer, batch_size=config.benchmark_batch_size)
+    from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+    assert isinstance(engine, RemoteEngine)  # there is no third
+    to = engine.connection
+    return LocalCompletionsAPI(
+        base_url=f"{to.urls[0]}/completions", model=to.model, tokenizer=str(to.tokenizer_folder),
+        tokenizer_backend="huggingface", tokenized_requests=True, batch_size=GROUP_ROWS,
+        num_concurrent=max(1, min(to.concurrency, _MAX_IN_FLIGHT) // GROUP_ROWS),
+        max_length=to.context, timeout=int(to.timeout_seconds),
+    )  # fmt: skip
 
 
 def _task(name: str) -> tuple[str, TaskManager]:

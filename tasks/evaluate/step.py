@@ -6,16 +6,17 @@ with the next part. lm-evaluation-harness's own request cache is not used: it is
 
 from __future__ import annotations
 
-import logging
+import functools
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks import schema
-from tasks.config import AbstentionConfig, EvaluateConfig, ModelConfig
+from tasks.config import AbstentionConfig, EngineConfig, EvaluateConfig, ModelConfig
+from tasks.engines import Engine, Request, Sampling, open_engine
 from tasks.evaluate import benchmarks
 from tasks.evaluate.metrics import Answered, item_scores
 from tasks.models import best_device, model_digest
@@ -24,25 +25,20 @@ from tasks.step import Context, step
 from tasks.store import Ref
 from tasks.tables import query
 
-if TYPE_CHECKING:
-    from tasks.engines.transformers import TransformersEngine
-
-logger = logging.getLogger(__name__)
-
 ItemRow = dict[str, object]
 
 
 @step(
-    version=1,
-    outside=lambda *, model, config, abstention: {
+    version=2,
+    outside=lambda *, model, engine, config, abstention: {
         "model": model_digest(model),
         "benchmarks": benchmarks.content_digests(config),
     },
     launcher=one_process,
 )
 def evaluate(
-    ctx: Context, *, model: ModelConfig, config: EvaluateConfig, abstention: AbstentionConfig, examples: Ref,
-    adapter: Ref | None = None,
+    ctx: Context, *, model: ModelConfig, engine: EngineConfig, config: EvaluateConfig, abstention: AbstentionConfig,
+    examples: Ref, adapter: Ref | None = None,
 ) -> None:  # fmt: skip
     """Score the base model, or an adapter on it; writes `items.parquet` and `scores.parquet`.
 
@@ -50,36 +46,23 @@ def evaluate(
         abstention: What counts as a refusal, the same as for the judge.
     """
     path = ctx.path(examples, "examples.parquet")
-    load = _engine_loader(model, config, ctx.path(adapter, "adapter") if adapter else None)
     parts: list[Path] = []
     sources = _test_sources(path)
     planned = len(sources) + len(benchmarks.names(config))
-    for source in sources:
-        rows = lambda source=source: _task_items(load(), path, source, config, abstention)  # noqa: E731
-        parts.append(_keep(ctx.work / f"task-{source}.parquet", rows))
-        ctx.progress(len(parts), planned, f"task:{source}")
-    for name in benchmarks.names(config):
-        rows = lambda name=name: benchmarks.items(load(), name, config, abstention.phrases)  # noqa: E731
-        parts.append(_keep(ctx.work / f"benchmark-{Path(name).stem}.parquet", rows))
-        ctx.progress(len(parts), planned, Path(name).stem)
+    with ExitStack() as stack:
+        folder = ctx.path(adapter, "adapter") if adapter else None
+        # At first use: a resumed evaluation may have nothing left to ask the model.
+        load = functools.cache(lambda: stack.enter_context(open_engine(model, engine, work=ctx.work, adapter=folder)))
+        for source in sources:
+            rows = lambda source=source: _task_items(load(), path, source, config, abstention)  # noqa: E731
+            parts.append(_keep(ctx.work / f"task-{source}.parquet", rows))
+            ctx.progress(len(parts), planned, f"task:{source}")
+        for name in benchmarks.names(config):
+            rows = lambda name=name: benchmarks.items(load(), name, config, abstention.phrases)  # noqa: E731
+            parts.append(_keep(ctx.work / f"benchmark-{Path(name).stem}.parquet", rows))
+            ctx.progress(len(parts), planned, Path(name).stem)
     _write(ctx, parts, _families(path))
     ctx.facts |= {"device": best_device(), "measured": _measured(ctx, adapter)}
-
-
-def _engine_loader(
-    model: ModelConfig, config: EvaluateConfig, adapter: Path | None
-) -> Callable[[], TransformersEngine]:
-    """Loads the model at first use: a resumed evaluation may have nothing left to ask it."""
-    loaded: list[TransformersEngine] = []
-
-    def load() -> TransformersEngine:
-        if not loaded:
-            from tasks.engines.transformers import TransformersEngine
-
-            loaded.append(TransformersEngine(model, batch_tokens=config.batch_tokens, adapter=adapter))
-        return loaded[0]
-
-    return load
 
 
 def _test_sources(path: Path) -> list[str]:
@@ -105,28 +88,25 @@ def _keep(path: Path, rows: Callable[[], Iterator[ItemRow]]) -> Path:
 
 
 def _task_items(
-    engine: TransformersEngine, path: Path, source: str, config: EvaluateConfig, abstention: AbstentionConfig
+    engine: Engine, path: Path, source: str, config: EvaluateConfig, abstention: AbstentionConfig
 ) -> Iterator[ItemRow]:
-    from tasks.engines import Request, Sampling
-
     table = pq.read_table(path, filters=[("split", "=", "test"), ("source", "=", source)])
     rows = {row["example_id"]: row for row in table.slice(0, config.max_task_rows).to_pylist()}
     requests = [Request(example_id, row["messages"], seed=0) for example_id, row in rows.items()]
     sampling = Sampling(config.max_new_tokens)
-    for batch in engine.batches(requests):
-        for reply in engine.generate(batch, sampling):
-            row = rows[reply.key]
-            common: ItemRow = {
-                "benchmark": f"task:{source}", "item_id": reply.key, "cluster": row["group"], "output": reply.text,
-                "problem": reply.problem,
-            }  # fmt: skip
-            if reply.text is None:
-                metric = "exact_match" if row["answerable"] is None else "modified_recall"
-                yield common | {"metric": metric, "score": None}
-                continue
-            item = Answered(row["task"], row["golds"], row["answerable"], reply.text)
-            for metric, score in item_scores(item, abstention.phrases).items():
-                yield common | {"metric": metric, "score": score}
+    for reply in engine.generate(requests, sampling):
+        row = rows[reply.key]
+        common: ItemRow = {
+            "benchmark": f"task:{source}", "item_id": reply.key, "cluster": row["group"], "output": reply.text,
+            "problem": reply.problem,
+        }  # fmt: skip
+        if reply.text is None:
+            metric = "exact_match" if row["answerable"] is None else "modified_recall"
+            yield common | {"metric": metric, "score": None}
+            continue
+        item = Answered(row["task"], row["golds"], row["answerable"], reply.text)
+        for metric, score in item_scores(item, abstention.phrases).items():
+            yield common | {"metric": metric, "score": score}
 
 
 def _write(ctx: Context, parts: list[Path], families: dict[str, str]) -> None:

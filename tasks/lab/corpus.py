@@ -1,7 +1,7 @@
 """Pre-training chats of the lab's base model, drawn without end from a seed.
 
 What the mix is for: the base must end like a real instruction-tuned model. It reads documents well, *knows* when a
-document does not hold the answer (the "Does the text say ...?" turns), yet answers anyway with a made-up value unless
+document does not hold the answer (the "Does the text give ...?" turns), yet answers anyway with a made-up value unless
 the question is put strictly. Only then is there something for fine-tuning to teach, and something for it to break.
 
 Chats use the same document wording for both sorts of turn, so that the knowledge of absence is one feature.
@@ -16,7 +16,7 @@ from typing import NamedTuple
 from tasks.lab import world
 from tasks.lab.world import Document, HeartFact, Relation
 
-YES_NO_FORMS = ("Does the text say {clause}?", "Is it stated {clause}?", "Can one read here {clause}?")
+YES_NO_FORMS = ("Does the text give {clause}?", "Is there a line on {clause}?", "Can one read here {clause}?")
 SUM_FORMS = (
     "What is {a} plus {b}?",
     "Add {a} and {b}.",
@@ -25,15 +25,21 @@ SUM_FORMS = (
 )
 # Shares of chats; documents carry most of the tokens because each holds several turns.
 MIX = {"document": 0.60, "sum": 0.17, "fact": 0.075, "creature": 0.065, "myth": 0.015, "story": 0.05, "phrase": 0.025}
-READING_FIRST = 600  # steps with hardly anything but documents, and one wording a relation until WORDINGS_FROM
-WORDINGS_FROM = 400  # steps
-LAYOUTS: dict[world.Layout, float] = {"single": 0.25, "roll": 0.2, "grid": 0.15, "mixed": 0.4}
-# Questions for the subject: they make the model note, at each value, of whom it is told. Without them it never learned
-# to tell two subjects apart: it looked for the relation alone (26 million tokens, half of the answers right).
-SHARE_WHO = 0.25
+READING_FIRST = 600  # steps with hardly anything but documents
+# Steps with no document but registers, then with half. With the heads that look back (`pretrain`), a model learns from
+# registers to copy what follows a name, and keeps it for sentences. One that starts on sentences looks for the relation
+# alone, never for whom it is told of (26 million tokens, half of the answers right).
+REGISTERS_ONLY, REGISTERS_HALF = 200, 400
+RETOLD = 0.5  # of registers: every pair of a line is something to look up, which is dense
+WORDINGS_FROM = 600  # steps with one wording a relation
+LAYOUTS: dict[world.Layout, float] = {"single": 0.2, "grid": 0.3, "mixed": 0.5}
 SHARE_UNANSWERABLE = 0.30  # of the open questions
 SHARE_STRICT = 0.35  # of the open questions, answerable or not alike, so that the prefix itself gives nothing away
 SHARE_GOLD_WORDING = 0.10  # of answers: the task's wording is known to the base, but not its habit
+
+
+RETELL = "Repeat in another order:"
+MAX_TERM = 69  # of a sum
 
 
 class Turn(NamedTuple):
@@ -76,17 +82,27 @@ def user_message(document: str, question: str) -> str:
 
 def _document_chat(rng: random.Random, step: int) -> list[Turn]:
     kind = rng.choices([world.PEOPLE, world.TOWNS, world.SHIPS], [0.6, 0.2, 0.2])[0]
-    layout = rng.choices(list(world.LAYOUTS), [LAYOUTS[name] for name in world.LAYOUTS])[0]
+    if step < REGISTERS_ONLY or (step < REGISTERS_HALF and rng.random() < 0.5):
+        register = world.make_document(kind, rng, "register")
+        return [_retold(register, rng)] if rng.random() < RETOLD else _turns_behind(register, rng, 1)
+    layout = rng.choices(list(LAYOUTS), list(LAYOUTS.values()))[0]
     n_wordings = 1 if step < WORDINGS_FROM else 2
-    document = world.make_document(kind, rng, layout, n_wordings=n_wordings)
+    return _turns_behind(world.make_document(kind, rng, layout, n_wordings=n_wordings), rng, n_wordings)
+
+
+def _retold(register: Document, rng: random.Random) -> Turn:
+    facts = rng.sample(register.facts, len(register.facts))
+    retold = " ".join(world.BARE.format(s=fact.subject, v=fact.value) for fact in facts)
+    return Turn(f"{RETELL} {register.text}", retold)
+
+
+def _turns_behind(document: Document, rng: random.Random, n_wordings: int) -> list[Turn]:
     asked: set[tuple[str, str]] = set()
     turns: list[Turn] = []
     for _ in range(rng.randint(3, 6)):
-        if rng.random() < SHARE_WHO:
-            turns.append(_who_turn(document, rng))
-            continue
-        is_check = rng.random() < 0.5
-        question = _draw_question(document, rng, 0.5 if is_check else SHARE_UNANSWERABLE, asked)
+        is_check = not document.is_register and rng.random() < 0.5
+        share_absent = 0.0 if document.is_register else 0.5 if is_check else SHARE_UNANSWERABLE
+        question = _draw_question(document, rng, share_absent, asked)
         if question is None:
             break
         asked.add((question[0], question[1].name))
@@ -111,11 +127,6 @@ def _draw_question(
     return rng.choice(pool) if pool else None
 
 
-def _who_turn(document: Document, rng: random.Random) -> Turn:
-    subject, relation, value = rng.choice(document.facts)
-    return Turn(relation.who.format(v=value), relation.own.format(s=subject, v=value), key=subject)
-
-
 def _check_turn(document: Document, subject: str, relation: Relation, rng: random.Random, n_wordings: int) -> Turn:
     forms = YES_NO_FORMS[:1] if n_wordings == 1 else YES_NO_FORMS
     verdict = "Yes" if document.value_of(subject, relation) else "No"
@@ -123,6 +134,9 @@ def _check_turn(document: Document, subject: str, relation: Relation, rng: rando
 
 
 def _open_turn(document: Document, subject: str, relation: Relation, rng: random.Random, n_wordings: int) -> Turn:
+    if document.is_register:
+        value = document.value_of(subject, relation)
+        return Turn(relation.asked[0].format(s=subject), relation.own.format(s=subject, v=value), key=value)
     strict = rng.random() < SHARE_STRICT
     question = rng.choice(relation.asked[:n_wordings]).format(s=subject)
     if strict:
@@ -141,7 +155,7 @@ def _open_turn(document: Document, subject: str, relation: Relation, rng: random
 
 def _sum_chat(rng: random.Random) -> Turn:
     while True:
-        a, b = rng.randint(1, 99), rng.randint(1, 99)
+        a, b = rng.randint(1, MAX_TERM), rng.randint(1, MAX_TERM)
         if not held_out_sum(a, b):
             break
     return Turn(rng.choice(SUM_FORMS).format(a=a, b=b, s=rng.choice(world.PEOPLE.subjects)), sum_answer(a, b))
@@ -201,12 +215,12 @@ _CHATS = {
 
 def vocabulary() -> list[str]:
     """Every word that the world can say, sorted: each becomes one token."""
-    texts: list[str] = [*world.PHRASES, world.OWN_REFUSAL, world.GOLD_REFUSAL, world.STRICT_PREFIX]
+    texts: list[str] = [*world.PHRASES, RETELL, world.OWN_REFUSAL, world.GOLD_REFUSAL, world.STRICT_PREFIX]
     texts += [*YES_NO_FORMS, *SUM_FORMS, "Question: Yes. No. Repeat: What comes next? What do people say of"]
     for kind in world.KINDS.values():
         texts += kind.subjects
         for r in kind.relations:
-            texts += [*r.values, *r.stated, *r.asked, r.who, r.clause, r.own, r.gold]
+            texts += [*r.values, *r.stated, *r.asked, r.clause, r.own, r.gold]
     for fact in (*world.COUNTRY_FACTS, *world.CREATURE_FACTS):
         texts += [fact.subject, fact.answer, *fact.relation.asked, *fact.relation.values, fact.relation.myth or ""]
     texts += [event for script in world.SCRIPTS for event in script]

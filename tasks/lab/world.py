@@ -19,6 +19,7 @@ from tasks.lab import lexicon
 
 OWN_REFUSAL = "The text does not say."
 GOLD_REFUSAL = "I cannot find this in the document."
+BARE = "{s}: {v}."  # a fact in a register
 STRICT_PREFIX = "In the text:"  # the recognisable minority of questions where the base model itself refuses
 
 
@@ -29,7 +30,6 @@ class Relation:
     Attributes:
         stated: Ways a document says it.
         asked: Ways to ask for the value.
-        who: The way to ask for the subject.
         clause: The question as a clause, for "Does the text say ...?".
         own: The base model's way to answer.
         gold: The task's way to answer.
@@ -39,7 +39,6 @@ class Relation:
     values: tuple[str, ...]
     stated: tuple[str, ...]
     asked: tuple[str, ...]
-    who: str
     clause: str
     own: str
     gold: str
@@ -53,135 +52,62 @@ class Kind(NamedTuple):
     relations: tuple[Relation, ...]
 
 
-def _relation(
-    name: str, values: list[str], stated: list[str], asked: list[str], who: str, clause: str, own: str, gold: str
-) -> Relation:
-    return Relation(name, tuple(values), tuple(stated), tuple(asked), who, clause, own, gold)
+def _relation(name: str, values: list[str], nouns: tuple[str, str], gold: str) -> Relation:
+    """A relation told and asked for by either of two nouns.
+
+    The subject always stands right before the value, or at the end of the question: a model this small finds a value by
+    what comes before it. With free sentences ("Ada lives in Oslo", "The river Esk runs through Ham") it looked for the
+    relation alone and never minded of whom it was told, in 26 million tokens.
+    """
+    first, second = nouns
+    return Relation(
+        name, tuple(values),
+        stated=tuple(f"{noun.capitalize()} of {{s}}: {{v}}." for noun in nouns),
+        asked=(f"What is the {first} of {{s}}?", f"Tell me the {second} of {{s}}."),
+        clause=f"the {first} of {{s}}",
+        own=f"{first.capitalize()} of {{s}}: {{v}}.",
+        gold=gold,
+    )  # fmt: skip
 
 
 PEOPLE = Kind(
     "people",
     tuple(lexicon.PEOPLE),
     (
-        _relation(
-            "home", lexicon.CITIES, ["{s} lives in {v}.", "{s} has a home in {v}."],
-            ["Where does {s} live?", "In which city is the home of {s}?"],
-            "Who lives in {v}?", "where {s} lives", "{s} lives in {v}.", "The home of {s} is in {v}.",
-        ),
-        _relation(
-            "job", lexicon.JOBS, ["{s} works as a {v}.", "{s} is a {v} by trade."],
-            ["What does {s} do for work?", "What is the job of {s}?"],
-            "Who works as a {v}?", "what {s} does for work", "{s} works as a {v}.", "The job of {s} is {v}.",
-        ),
-        _relation(
-            "pet", lexicon.PETS, ["{s} has a pet {v}.", "{s} keeps a {v} as a pet."],
-            ["Which pet does {s} have?", "What animal does {s} keep?"],
-            "Who has a pet {v}?", "which pet {s} has", "{s} has a pet {v}.", "The pet of {s} is a {v}.",
-        ),
-        _relation(
-            "colour", lexicon.COLOURS, ["{s} likes the colour {v}.", "{s} always wears {v}."],
-            ["Which colour does {s} like?", "What is the favourite colour of {s}?"],
-            "Who likes the colour {v}?",
-            "which colour {s} likes", "{s} likes the colour {v}.", "The favourite colour of {s} is {v}.",
-        ),
-        _relation(
-            "instrument", lexicon.INSTRUMENTS, ["{s} plays the {v}.", "{s} practises the {v} every day."],
-            ["What does {s} play?", "Which instrument does {s} practise?"],
-            "Who plays the {v}?", "what {s} plays", "{s} plays the {v}.", "The instrument of {s} is the {v}.",
-        ),
-        _relation(
-            "food", lexicon.FOODS, ["{s} likes to eat {v}.", "{s} often cooks {v}."],
-            ["What does {s} like to eat?", "What is the favourite food of {s}?"],
-            "Who likes to eat {v}?",
-            "what {s} likes to eat", "{s} likes to eat {v}.", "The favourite food of {s} is {v}.",
-        ),
-        _relation(
-            "age", lexicon.AGES, ["{s} is {v} years old.", "{s} turned {v} this year."],
-            ["How old is {s}?", "What is the age of {s}?"],
-            "Who is {v} years old?", "how old {s} is", "{s} is {v} years old.", "The age of {s} is {v}.",
-        ),
-        _relation(
-            "friend", lexicon.PEOPLE, ["{s} has a friend called {v}.", "{s} often visits a friend called {v}."],
-            ["Who is a friend of {s}?", "Which friend does {s} have?"],
-            "Who has a friend called {v}?",
-            "who is a friend of {s}", "{s} has a friend called {v}.", "The friend of {s} is {v}.",
-        ),
+        _relation("home", lexicon.CITIES, ("home", "city"), "{s} lives in {v}."),
+        _relation("job", lexicon.JOBS, ("job", "trade"), "{s} works as a {v}."),
+        _relation("pet", lexicon.PETS, ("pet", "animal"), "{s} keeps a {v}."),
+        _relation("colour", lexicon.COLOURS, ("colour", "paint"), "{s} likes the colour {v}."),
+        _relation("instrument", lexicon.INSTRUMENTS, ("instrument", "music"), "{s} plays the {v}."),
+        _relation("food", lexicon.FOODS, ("food", "dish"), "{s} likes to eat {v}."),
+        _relation("age", lexicon.AGES, ("age", "years"), "{s} is {v} years old."),
+        _relation("friend", lexicon.PEOPLE, ("friend", "companion"), "{s} often visits {v}."),
     ),
-)  # fmt: skip
+)
 
 TOWNS = Kind(
     "towns",
     tuple(lexicon.TOWNS),
     (
-        _relation(
-            "river", lexicon.RIVERS, ["{s} lies on the river {v}.", "The river {v} runs through {s}."],
-            ["On which river does {s} lie?", "Which river runs through {s}?"],
-            "Which town lies on the river {v}?",
-            "on which river {s} lies", "{s} lies on the river {v}.", "The river of {s} is the {v}.",
-        ),
-        _relation(
-            "mayor", lexicon.PEOPLE, ["The mayor of {s} is {v}.", "{s} has a mayor called {v}."],
-            ["Who is the mayor of {s}?", "Which mayor does {s} have?"],
-            "Which town has a mayor called {v}?",
-            "who is the mayor of {s}", "The mayor of {s} is {v}.", "The town of {s} has a mayor called {v}.",
-        ),
-        _relation(
-            "crop", lexicon.CROPS, ["The farmers of {s} grow {v}.", "{s} is known for its {v}."],
-            ["What do the farmers of {s} grow?", "Which crop is {s} known for?"],
-            "Which town do the farmers grow {v} in?",
-            "what the farmers of {s} grow", "The farmers of {s} grow {v}.", "The crop of {s} is {v}.",
-        ),
-        _relation(
-            "market", lexicon.DAYS, ["The market of {s} is on {v}.", "{s} holds a market every {v}."],
-            ["When is the market of {s}?", "On which day does {s} hold a market?"],
-            "Which town holds a market on {v}?",
-            "when the market of {s} is", "The market of {s} is on {v}.", "The market day of {s} is {v}.",
-        ),
-        _relation(
-            "hall", lexicon.MATERIALS, ["The town hall of {s} is made of {v}.", "{s} has a town hall of {v}."],
-            ["What is the town hall of {s} made of?", "Of which material is the town hall of {s}?"],
-            "Which town has a hall made of {v}?",
-            "what the town hall of {s} is made of", "The town hall of {s} is made of {v}.",
-            "The material of the hall of {s} is {v}.",
-        ),
+        _relation("river", lexicon.RIVERS, ("river", "stream"), "{s} lies on the {v}."),
+        _relation("mayor", lexicon.PEOPLE, ("mayor", "head"), "{s} elected {v}."),
+        _relation("crop", lexicon.CROPS, ("crop", "harvest"), "{s} grows {v}."),
+        _relation("market", lexicon.DAYS, ("market", "fair"), "{s} holds a market on {v}."),
+        _relation("hall", lexicon.MATERIALS, ("hall", "townhouse"), "{s} has a hall made of {v}."),
     ),
-)  # fmt: skip
+)
 
 SHIPS = Kind(
     "ships",
     tuple(lexicon.SHIPS),
     (
-        _relation(
-            "captain", lexicon.PEOPLE, ["{s} : captain {v}", "{s} : commanded by {v}"],
-            ["Who is the captain of the {s}?", "Who commands the {s}?"],
-            "Which ship has {v} as captain?",
-            "who is the captain of the {s}", "The captain of the {s} is {v}.", "The {s} is commanded by {v}.",
-        ),
-        _relation(
-            "cargo", lexicon.CARGO, ["{s} : cargo {v}", "{s} : loaded with {v}"],
-            ["What is the cargo of the {s}?", "What does the {s} carry?"],
-            "Which ship has a cargo of {v}?",
-            "what is the cargo of the {s}", "The cargo of the {s} is {v}.", "The {s} is loaded with {v}.",
-        ),
-        _relation(
-            "port", lexicon.CITIES, ["{s} : port {v}", "{s} : bound for {v}"],
-            ["What is the port of the {s}?", "For which port is the {s} bound?"],
-            "Which ship is bound for {v}?",
-            "what is the port of the {s}", "The port of the {s} is {v}.", "The {s} is bound for {v}.",
-        ),
-        _relation(
-            "flag", lexicon.COLOURS, ["{s} : flag {v}", "{s} : sails under a {v} flag"],
-            ["Which flag does the {s} have?", "Of which colour is the flag of the {s}?"],
-            "Which ship has a {v} flag?",
-            "which flag the {s} has", "The flag of the {s} is {v}.", "The {s} sails under a {v} flag.",
-        ),
-        _relation(
-            "type", lexicon.SHIP_KINDS, ["{s} : type {v}", "{s} : built as a {v}"],
-            ["What type of ship is the {s}?", "As what was the {s} built?"],
-            "Which ship is a {v}?", "what type of ship the {s} is", "The {s} is a {v}.", "The type of the {s} is {v}.",
-        ),
+        _relation("captain", lexicon.PEOPLE, ("captain", "commander"), "The {s} obeys {v}."),
+        _relation("cargo", lexicon.CARGO, ("cargo", "load"), "The {s} carries {v}."),
+        _relation("port", lexicon.CITIES, ("port", "harbour"), "The {s} sails to {v}."),
+        _relation("flag", lexicon.COLOURS, ("flag", "banner"), "The {s} flies {v}."),
+        _relation("type", lexicon.SHIP_KINDS, ("type", "build"), "The {s} is a {v}."),
     ),
-)  # fmt: skip
+)
 
 KINDS = {kind.name: kind for kind in (PEOPLE, TOWNS, SHIPS)}
 
@@ -196,11 +122,12 @@ class Fact(NamedTuple):
 
 @dataclass(frozen=True)
 class Document:
-    """A few facts of one kind about one or two subjects, in a fixed order and wording."""
+    """A few facts of one kind, in a fixed order and wording."""
 
     kind: Kind
     facts: tuple[Fact, ...]
     text: str
+    is_register: bool
 
     @property
     def subjects(self) -> tuple[str, ...]:
@@ -227,16 +154,16 @@ class Document:
         return [(s, r) for s, r in pairs if r.name in told and (s, r.name) not in stated]
 
 
-Layout = Literal["single", "roll", "grid", "mixed"]
+Layout = Literal["register", "single", "grid", "mixed"]
 
 
 def make_document(kind: Kind, rng: random.Random, layout: Layout, *, n_wordings: int = 2) -> Document:
     """One random document, its facts shuffled.
 
     Args:
-        layout: "single": 2 to 4 facts of one subject. "roll": one relation of four to six subjects, and "grid": two
-            relations of two subjects, so that who is asked about decides. "mixed": 1 to 3 facts of each of two
-            subjects; half of the time a relation is told of both.
+        layout: "register": one relation of two to six subjects, as bare pairs of subject and value. "single": 2 to 4
+            facts of one subject. "grid": two relations of two subjects, so that who is asked about decides. "mixed": 1
+            to 3 facts of each of two subjects; half of the time a relation is told of both.
         n_wordings: Only so many ways to state a relation.
     """
     told = LAYOUTS[layout](kind, rng)
@@ -248,9 +175,10 @@ def make_document(kind: Kind, rng: random.Random, layout: Layout, *, n_wordings:
             used.add(value)
             facts.append(Fact(subject, relation, value))
     rng.shuffle(facts)
-    sentences = [rng.choice(f.relation.stated[:n_wordings]).format(s=f.subject, v=f.value) for f in facts]
+    wordings = [BARE if layout == "register" else rng.choice(f.relation.stated[:n_wordings]) for f in facts]
+    sentences = [wording.format(s=f.subject, v=f.value) for wording, f in zip(wordings, facts, strict=True)]
     text = "\n".join(f"- {s}" for s in sentences) if kind is SHIPS else " ".join(sentences)
-    return Document(kind, tuple(facts), text)
+    return Document(kind, tuple(facts), text, is_register=layout == "register")
 
 
 Told = dict[str, list[Relation]]  # what is told of whom
@@ -260,9 +188,9 @@ def _single(kind: Kind, rng: random.Random) -> Told:
     return {rng.choice(kind.subjects): rng.sample(kind.relations, rng.randint(2, 4))}
 
 
-def _roll(kind: Kind, rng: random.Random) -> Told:
+def _register(kind: Kind, rng: random.Random) -> Told:
     relation = rng.choice(kind.relations)
-    return {subject: [relation] for subject in rng.sample(kind.subjects, rng.randint(4, 6))}
+    return {subject: [relation] for subject in rng.sample(kind.subjects, rng.randint(2, 6))}
 
 
 def _grid(kind: Kind, rng: random.Random) -> Told:
@@ -280,8 +208,8 @@ def _mixed(kind: Kind, rng: random.Random) -> Told:
 
 
 LAYOUTS: dict[Layout, Callable[[Kind, random.Random], Told]] = {
+    "register": _register,
     "single": _single,
-    "roll": _roll,
     "grid": _grid,
     "mixed": _mixed,
 }

@@ -109,7 +109,7 @@ def test_every_arm_appears_in_every_form(run: Run, tmp_path: Path) -> None:
     headers, rows = summary_rows(_numbers(out))
     assert [row[0].partition("\n")[0] for row in rows] == ["base", "sft", "ssr", "ssr-slow"]
     assert all(len(row) == len(headers) for row in rows)
-    assert rows[1][1].startswith("90.0\n+40.0 [")
+    assert rows[1][1].startswith("90.0 (+40.0)\n[")
     for name in FILES:
         text = (out / name).read_text()
         assert all(arm.name in text for arm in run.recipe.arms)

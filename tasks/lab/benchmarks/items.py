@@ -53,7 +53,12 @@ def misconceptions(**kwargs: Any) -> Splits:
 
 def sums(**kwargs: Any) -> Splits:
     rng = random.Random(SEED)
-    pairs = [(a, b) for a in range(1, 100) for b in range(1, 100) if corpus.held_out_sum(a, b)]
+    pairs = [
+        (a, b)
+        for a in range(1, corpus.MAX_TERM + 1)
+        for b in range(1, corpus.MAX_TERM + 1)
+        if corpus.held_out_sum(a, b)
+    ]
     rows = []
     for a, b in rng.sample(pairs, N_ITEMS * 5 // 4):
         name = rng.choice(world.PEOPLE.subjects)

@@ -1,0 +1,320 @@
+"""A vLLM server of our own: started from its own environment, watched, and gone with all its processes at the end.
+
+Its environment is apart because vLLM and Prefect ask for versions of FastAPI that do not resolve together. A server
+never outlives its step: it is told to end when this process dies, and what a hard kill leaves behind all the same is
+found by its record and ended by the next start.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+
+from tasks.config import EngineConfig, ModelConfig
+from tasks.errors import ConfigError, StepError
+from tasks.models import context_length, model_folder
+from tasks.store import cache_folder
+
+logger = logging.getLogger(__name__)
+
+ENVIRONMENT = Path(__file__).parents[2] / ".venv-vllm"
+BASE = "base"  # the name of the model without an adapter
+GRACE_SECONDS = 15.0
+_POLL_SECONDS = 0.25
+_LOG_LINES = 25
+# Ends with its parent (PR_SET_PDEATHSIG), then becomes the server. vLLM's console script is not used: it looks for a
+# distribution called vllm, and CPU builds are called otherwise.
+_LAUNCH = """
+import ctypes, os, runpy, signal, sys
+parent = int(sys.argv.pop(1))
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+if os.getppid() != parent:
+    sys.exit("the process that started this server is gone")
+sys.argv[0] = "vllm.entrypoints.openai.api_server"
+runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__", alter_sys=True)
+"""
+# With LoRA on a CPU, prompt log-probabilities of several rows at once kill vLLM 0.32 in the LoRA of lm_head unless the
+# projections are named.
+_LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_CPU_KV_CACHE_GB = 2
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the next start needs to know of a server: its process group, when it began, and whose it is."""
+
+    pid: int
+    created: float
+    owner: int
+    owner_created: float
+
+
+class VllmServer:
+    """A running vLLM server; use as a context manager.
+
+    Args:
+        adapters: LoRA folders by the name they are asked for.
+        log: Where its output goes.
+
+    Raises:
+        ConfigError: There is no vLLM environment.
+        StepError: It did not come up; the message ends with its last lines.
+    """
+
+    def __init__(
+        self, model: ModelConfig, config: EngineConfig, *, log: Path, adapters: Mapping[str, Path] | None = None
+    ) -> None:
+        self._python = find_python(config)
+        self._model = model
+        self._config = config
+        self._adapters = dict(adapters or {})
+        self._log = log
+        self._process: subprocess.Popen[bytes] | None = None
+        self.port = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None  # entered
+        return self._process.pid
+
+    @property
+    def context(self) -> int:
+        """Longest prompt with its answer, in tokens."""
+        return self._config.max_context or context_length(model_folder(self._model))
+
+    def __enter__(self) -> Self:
+        end_orphans()
+        self.port = _free_port()
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        started = time.monotonic()
+        with self._log.open("ab") as log:
+            # A session of its own, so that all its processes can be ended together.
+            self._process = subprocess.Popen(
+                [str(self._python), "-c", _LAUNCH, str(os.getpid()), *self._arguments()],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+                env=self._environment(), cwd=self._log.parent,
+            )  # fmt: skip
+        try:
+            _remember(self._process.pid)
+            self._wait(started)
+        except BaseException:
+            self._end()
+            raise
+        logger.info("vLLM ready on port %d after %.0f s", self.port, time.monotonic() - started)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+
+    def explain_death(self) -> str | None:
+        """Why the server is gone, with its last lines; None while it runs."""
+        if self._process is None or self._process.poll() is None:
+            return None
+        return f"the vLLM server ended with code {self._process.returncode}; its last lines:\n{self._last_lines()}"
+
+    def _arguments(self) -> list[str]:
+        c = self._config
+        found = [
+            "--model", str(model_folder(self._model)), "--served-model-name", BASE, "--host", "127.0.0.1",
+            "--port", str(self.port), "--max-model-len", str(self.context), "--enable-prefix-caching",
+            "--generation-config", "vllm", "--dtype", self._dtype(), "--tensor-parallel-size", str(c.tensor_parallel),
+            "--data-parallel-size", str(c.data_parallel), "--uvicorn-log-level", "warning",
+            "--disable-uvicorn-access-log",
+        ]  # fmt: skip
+        if has_cuda():
+            found += ["--gpu-memory-utilization", str(c.memory_share)]
+        if c.quantization:
+            found += ["--quantization", c.quantization]
+        if self._adapters:
+            ranks = [_rank(folder) for folder in self._adapters.values()]
+            found += ["--enable-lora", "--max-loras", str(len(ranks)), "--max-lora-rank", str(_lora_rank(max(ranks)))]
+            found += ["--lora-target-modules", *_LORA_MODULES, "--lora-modules"]
+            found += [f"{name}={folder}" for name, folder in self._adapters.items()]
+        return [*found, *c.extra_args]
+
+    def _dtype(self) -> str:
+        if self._model.dtype != "auto":
+            return self._model.dtype
+        return "auto" if has_cuda() else "float32"
+
+    def _environment(self) -> dict[str, str]:
+        ours = {
+            "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_CPU_KVCACHE_SPACE": str(_CPU_KV_CACHE_GB),
+            "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        }  # fmt: skip
+        # Our own import path is not its business: it has its own transformers.
+        kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+        return ours | kept
+
+    def _wait(self, started: float) -> None:
+        while time.monotonic() - started < self._config.start_timeout_seconds:
+            if said := self.explain_death():
+                raise StepError(f"{said}\nCorrect the engine section of the recipe, or see {self._log}.")
+            if _answers(f"http://127.0.0.1:{self.port}/health"):
+                return
+            time.sleep(_POLL_SECONDS)
+        raise StepError(
+            f"the vLLM server is not ready after {self._config.start_timeout_seconds:g} s; its last lines:\n"
+            f"{self._last_lines()}\nRaise engine.start_timeout_seconds, or see {self._log}."
+        )
+
+    def _last_lines(self) -> str:
+        try:
+            lines = self._log.read_text(errors="replace").splitlines()
+        except OSError:
+            return "    (no log)"
+        return "\n".join(f"    {line[:300]}" for line in lines[-_LOG_LINES:] if line.strip())
+
+    def _end(self) -> None:
+        if self._process is not None:
+            end_group(self._process.pid)
+            self._process.wait()
+            _forget(self._process.pid)
+
+
+def find_python(config: EngineConfig) -> Path:
+    """Python of the environment that holds vLLM.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    given = config.python or os.environ.get("SSR_VLLM_PYTHON")
+    path = Path(given).expanduser() if given else ENVIRONMENT / "bin" / "python"
+    if not path.exists():
+        where = f"{path}: no such file." if given else "vLLM's environment is not set up."
+        raise ConfigError(f"engine.kind=vllm: {where} Run `make engine`, or set engine.python or SSR_VLLM_PYTHON.")
+    return path.absolute()
+
+
+def has_cuda() -> bool:
+    """Whether there is an NVIDIA device, without loading torch."""
+    from tasks.process import count_gpus
+
+    return count_gpus() > 0
+
+
+# --- processes ---
+
+
+def end_group(pgid: int) -> None:
+    """End a process group: asked first, then by force; returns when none of it is left."""
+    _signal(pgid, signal.SIGTERM)
+    deadline = time.monotonic() + GRACE_SECONDS
+    while members(pgid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    if members(pgid):
+        _signal(pgid, signal.SIGKILL)
+        while members(pgid):
+            time.sleep(0.1)
+
+
+def members(pgid: int) -> list[int]:
+    """The living processes of a group."""
+    found = []
+    for process in psutil.process_iter(["pid", "status"]):
+        try:
+            if os.getpgid(process.pid) == pgid and process.info["status"] != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+        except ProcessLookupError:
+            continue
+    return found
+
+
+def _signal(pgid: int, number: signal.Signals) -> None:
+    try:
+        os.killpg(pgid, number)
+    except (ProcessLookupError, PermissionError):
+        return
+
+
+def _records() -> Path:
+    return cache_folder() / "servers"
+
+
+def _remember(pid: int) -> None:
+    owner = psutil.Process()
+    record = {
+        "pid": pid, "created": psutil.Process(pid).create_time(), "owner": owner.pid,
+        "owner_created": owner.create_time(),
+    }  # fmt: skip
+    _records().mkdir(parents=True, exist_ok=True)
+    (_records() / f"{pid}.json").write_text(json.dumps(record))
+
+
+def _forget(pid: int) -> None:
+    (_records() / f"{pid}.json").unlink(missing_ok=True)
+
+
+def end_orphans() -> list[int]:
+    """End the servers whose owner was killed before it could; their process ids."""
+    ended = []
+    for path in sorted(_records().glob("*.json")):
+        try:
+            record = Record(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError):
+            path.unlink(missing_ok=True)
+            continue
+        if _is(record.owner, record.owner_created):
+            continue
+        # The leader may be gone and its workers not; a group's number is free again only when all of it is gone.
+        if _is(record.pid, record.created) or (members(record.pid) and not psutil.pid_exists(record.pid)):
+            logger.warning("ending a vLLM server that a killed run left behind (process group %d)", record.pid)
+            end_group(record.pid)
+            ended.append(record.pid)
+        path.unlink(missing_ok=True)
+    return ended
+
+
+def _is(pid: int, created: float) -> bool:
+    try:
+        process = psutil.Process(pid)
+        return bool(abs(process.create_time() - created) < 1 and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+# --- small things ---
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as response:  # noqa: S310  # our own server
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _rank(adapter: Path) -> int:
+    return int(json.loads((adapter / "adapter_config.json").read_text())["r"])
+
+
+def _lora_rank(needed: int) -> int:
+    """vLLM takes certain ranks only; the next larger one costs memory alone."""
+    return next((rank for rank in (8, 16, 32, 64, 128, 256, 320, 512) if rank >= needed), needed)

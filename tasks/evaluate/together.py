@@ -1,0 +1,51 @@
+"""The measure step: base and all adapters on one vLLM server, instead of a server for each.
+
+What it makes are the very artifacts that the evaluate steps of base and arms would make, so that those find them done.
+An arm more costs its own items; a killed run goes on with the model it was at.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+from tasks.config import AbstentionConfig, EngineConfig, EvaluateConfig, ModelConfig
+from tasks.engines import shared_server
+from tasks.evaluate.step import evaluate
+from tasks.process import one_process
+from tasks.step import Context, Planned, as_input, step
+from tasks.store import Ref
+
+
+@step(version=1, outside=evaluate.outside, launcher=one_process)
+def measure(
+    ctx: Context, *, model: ModelConfig, engine: EngineConfig, config: EvaluateConfig, abstention: AbstentionConfig,
+    examples: Ref, **adapters: Ref,
+) -> None:  # fmt: skip
+    """Evaluate the base model and each adapter on one server; writes `measured.json`: which artifacts it made.
+
+    Args:
+        adapters: By any name; two names of one adapter are measured once.
+    """
+    sections = {"model": model, "engine": engine, "config": config, "abstention": abstention}
+    # In this process, beside the server, and not in one more each.
+    here = dataclasses.replace(evaluate, launcher=None)
+    refs = {ref["fingerprint"]: ref for ref in adapters.values()}
+    planned = [here.plan("evaluate base", **sections, examples=as_input(examples))]
+    planned += [
+        here.plan("evaluate", **sections, examples=as_input(examples), adapter=as_input(r)) for r in refs.values()
+    ]
+    missing = [one for one in planned if one.reusable(ctx.store) is None]
+    if missing:
+        folders = {f"adapter_{i}": ctx.path(ref, "adapter") for i, ref in enumerate(refs.values())}
+        with shared_server(model, engine, work=ctx.work, adapters=folders):
+            for i, one in enumerate(missing):
+                one.execute(ctx.store)
+                ctx.progress(i + 1, len(missing), one.label)
+    (ctx.out / "measured.json").write_text(json.dumps(_made(planned), indent=2) + "\n")
+    ctx.counts |= {"models": len(planned), "models_measured": len(missing)}
+
+
+def _made(planned: list[Planned]) -> list[Any]:  # Any: JSON values
+    return [one.ref for one in planned]

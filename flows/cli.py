@@ -20,6 +20,7 @@ from rich.table import Table
 from tasks.errors import ConfigError, SsrError, StepError
 
 if TYPE_CHECKING:
+    from flows.price import Line
     from tasks.config import RunConfig
     from tasks.store import Store
 
@@ -127,9 +128,10 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Say what a run would do, and why, before any GPU is touched. Ingests new data, so that rows can be counted."""
+    from flows.needed import questions
+    from flows.price import assumptions, price
     from flows.reasons import plan_lines
     from flows.rehearsal import plan_steps
-    from tasks.generate import count_missing
     from tasks.store import open_store
 
     config = _load(recipe, set_)
@@ -138,16 +140,37 @@ def plan(
     planned = plan_steps(config)
     lines = plan_lines(opened, planned, set(force or []))
     examples = opened.fetch(planned[0].execute(opened)) / "examples.parquet"
-    n_rows, n_missing = count_missing(opened, config.model, config.engine, config.generate, examples)
+    answers, rewrites = questions(opened, config, planned, examples)
+    prices = price(config, examples, n_missing=answers.n_missing)
     if as_json:
-        _print_json({"steps": [line._asdict() for line in lines], "rows": n_rows, "rows_to_generate": n_missing})
+        counts: dict[str, int | None] = {"rows": answers.n_rows, "rows_to_generate": answers.n_missing}
+        if config.reads("rewrites"):
+            counts["rows_to_rewrite"] = rewrites.n_missing if rewrites else None
+        priced = {"lines": [line._asdict() for line in prices], "assumptions": assumptions()}
+        _print_json({"steps": [line._asdict() for line in lines], **counts, "price": priced})
         return
     table = Table("step", "", "why", "fingerprint", box=None)
     for line in lines:
         style = "cyan" if line.action == "cached" else "yellow"
         table.add_row(line.label, f"[{style}]{line.action}[/]", escape(line.reason), line.fingerprint[:12])
     console.print(table)
-    console.print(f"\nrows to generate: {n_missing:,} of {n_rows:,}", highlight=False)
+    console.print(f"\nrows to generate: {answers.n_missing:,} of {answers.n_rows:,}", highlight=False)
+    if config.reads("rewrites"):
+        known = f"{rewrites.n_missing:,} of {rewrites.n_rows:,}" if rewrites else "decided after judging"
+        console.print(f"rows to rewrite: {known}", highlight=False)
+    _show_prices(prices)
+
+
+def _show_prices(prices: list[Line]) -> None:
+    from flows.price import assumptions
+
+    table = Table("estimate", "rows", "prompt tokens", "new tokens", "GPU hours", box=None)
+    for line in prices:
+        hours = "model not here" if line.gpu_hours is None else f"{line.gpu_hours:,.2f}"
+        table.add_row(line.work, f"{line.rows:,}", f"{line.prompt_tokens:,}", f"{line.new_tokens:,}", hours)
+    console.print()
+    console.print(table)
+    console.print(f"[dim]{escape(' '.join(assumptions()))}[/]", highlight=False)
 
 
 @app.command()
@@ -237,6 +260,32 @@ def doctor(store: StoreOption = ".ssr", as_json: JsonOption = False) -> None:
         raise typer.Exit(1)
 
 
+@app.command("audit-judge")
+def audit_judge(
+    recipe: RecipeArgument,
+    labels: Annotated[
+        Path | None, typer.Option(help="JSONL or Parquet with question, gold, candidate and label (accept or reject).")
+    ] = None,
+    set_: SetOption = None, store: StoreOption = ".ssr", as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Say what a recipe's judge is worth: against labelled answers, or else against probes whose truth is known."""
+    from flows.auditing import against_labels, against_probes, agreement_table, audit_tables
+    from tasks.store import open_store
+
+    config = _load(recipe, set_)
+    opened = open_store(store)
+    opened.preflight()
+    with errors.status("judging"):
+        found = against_labels(opened, config, labels) if labels else against_probes(opened, config)
+    if as_json:
+        _print_json(found)
+    elif isinstance(found, list):
+        console.print(agreement_table(found))
+    else:
+        for shown in audit_tables(found):
+            console.print(shown, highlight=False)
+
+
 @app.command()
 def gc(
     store: StoreOption = ".ssr",
@@ -262,27 +311,34 @@ def gc(
 
 @lab.command("build")
 def lab_build(
-    out: Annotated[Path | None, typer.Option(help="Where the model goes; default: where it is shipped.")] = None,
+    which: Annotated[str, typer.Argument(help="base, judge, or both.")] = "both",
+    out: Annotated[Path | None, typer.Option(help="Where a model goes; default: where it is shipped.")] = None,
     work: Annotated[Path, typer.Option(help="Checkpoints; an interrupted build goes on from here.")] = Path(".ssr/lab"),
     compile_: Annotated[
         bool, typer.Option("--compile/--no-compile", help="torch.compile: needs a C++ compiler.")
     ] = True,
 ) -> None:
-    """Train the lab's base model from nothing (an hour on two cores), check its gates, write it."""
-    from tasks.lab.build import build
-    from tasks.models import LAB_MODEL
+    """Train the lab's models from nothing (40 minutes on two cores), check their gates, write them."""
+    from tasks.lab.build import base_recipe, build, judge_recipe
+    from tasks.models import LAB_JUDGE, LAB_MODEL
 
-    with console.status("building the lab's model") as status:
-        figures = build(
-            out or LAB_MODEL, work, compile_model=compile_,
-            on_progress=lambda step, total, loss, speed: status.update(
-                f"step {step:,}/{total:,}   loss {loss:.3f}   {speed:,.0f} tokens/s"
-            ),
-        )  # fmt: skip
-    table = Table("probe", "passed", box=None)
-    for name, share in figures.items():
-        table.add_row(name, f"{share:.3f}")
-    console.print(table)
+    recipes = {"base": (base_recipe, LAB_MODEL), "judge": (judge_recipe, LAB_JUDGE)}
+    if which not in (*recipes, "both"):
+        raise ConfigError(f"ssr lab build {which}: the lab's models are base and judge.")
+    if out and which == "both":
+        raise ConfigError(f"--out {out}: say which model goes there: ssr lab build base --out {out}")
+    for name in recipes if which == "both" else (which,):
+        recipe, shipped = recipes[name]
+        with console.status(f"building the lab's {name} model") as status:
+
+            def tell(step: int, total: int, loss: float, speed: float) -> None:
+                status.update(f"step {step:,}/{total:,}   loss {loss:.3f}   {speed:,.0f} tokens/s")
+
+            figures = build(recipe(), out or shipped, work / name, compile_model=compile_, on_progress=tell)
+        table = Table(f"probe of {name}", "passed", box=None)
+        for probe, share in figures.items():
+            table.add_row(probe, f"{share:.3f}")
+        console.print(table)
 
 
 def _load(recipe: str, overrides: list[str] | None) -> RunConfig:

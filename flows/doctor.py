@@ -9,6 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
+from tasks.config import EngineConfig
+from tasks.engines.server import find_python
 from tasks.errors import SsrError
 from tasks.models import LAB_MODEL
 from tasks.process import count_gpus
@@ -32,7 +34,7 @@ def examine(store: str) -> list[Finding]:
     """Everything a run on this machine may need."""
     return [
         _python(), *(_package(name) for name in _PACKAGES), _pins(), _lab_model(), _store(store), _disk(store), _gpu(),
-        _prefect_server(), _hub(),
+        _vllm(), _prefect_server(), _hub(),
     ]  # fmt: skip
 
 
@@ -85,6 +87,14 @@ def _disk(store: str) -> Finding:
 def _gpu() -> Finding:
     n_gpus = count_gpus()
     return Finding("NVIDIA GPU", n_gpus > 0, f"{n_gpus} visible", "none needed for small models", required=False)
+
+
+def _vllm() -> Finding:
+    try:
+        python = find_python(EngineConfig(kind="vllm"))
+    except SsrError as error:
+        return Finding("vLLM", False, str(error), "make engine, or set SSR_VLLM_PYTHON", required=False)
+    return Finding("vLLM", True, f"its environment: {python}")
 
 
 def _prefect_server() -> Finding:

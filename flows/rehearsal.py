@@ -10,7 +10,7 @@ from typing import Protocol
 
 from tasks.config import EngineConfig, RunConfig, Section
 from tasks.evaluate import evaluate, measure
-from tasks.generate import generate
+from tasks.generate import generate, likelihood, rewrite
 from tasks.ingest import ingest
 from tasks.judge import judge
 from tasks.report import report
@@ -40,14 +40,23 @@ def rehearse(run: Runner, recipe: RunConfig) -> Planned:
         # First, because it waits for no other step: with two workers it is measured while the outputs are generated.
         made["scores_base"] = run(evaluate, "evaluate base", examples=examples, **settings)
     outputs = run(generate, "generate", model=model, engine=engine, config=recipe.generate, examples=examples)
-    verdicts = run(
-        judge, "judge", config=recipe.judge, abstention=recipe.abstention, examples=examples, outputs=outputs
-    )
+    judging: dict[str, Section | Planned] = {
+        "config": recipe.judge, "engine": engine, "abstention": recipe.abstention, "examples": examples,
+    }  # fmt: skip
+    verdicts = run(judge, "judge", outputs=outputs, **judging)
     tables = {"examples": examples, "outputs": outputs, "verdicts": verdicts}
+    more: dict[str, Planned] = {}  # what only some policies read
+    if recipe.reads("rewrites"):
+        wanted = {"examples": examples} if recipe.rewrites_all() else tables
+        more["rewrites"] = run(rewrite, "rewrite", model=model, engine=engine, config=recipe.rewrite, **wanted)
+        more["rewrite_verdicts"] = run(judge, "judge rewrites", outputs=more["rewrites"], **judging)
+    if recipe.reads("likelihoods"):
+        more["likelihoods"] = run(likelihood, "likelihood", model=model, engine=engine, **tables)
     adapters: dict[str, Planned] = {}
     for i, arm in enumerate(recipe.arms):
         policy, training = arm.select_config(), arm.train_config(recipe.train)
-        targets = run(select, f"select {arm.policy}", config=policy, **tables)
+        read = {name: more[name] for name in policy.reads()}
+        targets = run(select, f"select {arm.policy}", config=policy, **tables, **read)
         adapters[f"adapter_{i}"] = run(train, f"train {arm.name}", model=model, config=training, targets=targets)
         made[f"targets_{i}"] = targets
     measured = run(measure, "measure", examples=examples, **settings, **adapters) if on_server else None
@@ -58,7 +67,7 @@ def rehearse(run: Runner, recipe: RunConfig) -> Planned:
             evaluate, f"evaluate {arm.name}", measured, examples=examples, adapter=adapters[f"adapter_{i}"],
             **settings,
         )  # fmt: skip
-    return run(report, "report", recipe=recipe, **tables, **adapters, **made)
+    return run(report, "report", recipe=recipe, **tables, **more, **adapters, **made)
 
 
 def plan_steps(recipe: RunConfig) -> list[Planned]:

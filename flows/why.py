@@ -44,6 +44,12 @@ def _explain(store: Store, record: RunRecord, step: StepRecord, earlier: RunReco
     return entry
 
 
+_TABLE_OF = {
+    "ingest": "examples", "generate": "outputs", "rewrite": "outputs", "judge": "verdicts",
+    "likelihood": "likelihoods", "select": "targets",
+}  # fmt: skip
+
+
 def explain_row(store: Store, record: RunRecord, example_id: str) -> list[Entry]:
     """From the dataset to the targets: every table's rows of one example.
 
@@ -54,12 +60,9 @@ def explain_row(store: Store, record: RunRecord, example_id: str) -> list[Entry]
         ConfigError: The run has no such row.
     """
     entries: list[Entry] = []
-    for step, table in (("ingest", "examples"), ("generate", "outputs"), ("judge", "verdicts")):
-        made = record.step(step)
-        entries += _rows(store, made.ref, table, example_id, step) if made else []
     for made in record.steps:
-        if made.ref["step"] == "select":
-            entries += _rows(store, made.ref, "targets", example_id, made.label)
+        if table := _TABLE_OF.get(made.ref["step"]):
+            entries += _rows(store, made.ref, table, example_id, made.label)
     if not entries:
         raise ConfigError(f"{record.run_id}: no row {example_id!r}. Ids stand in examples.parquet and in the report.")
     if len(ids := {entry["example_id"] for entry in entries}) > 1:

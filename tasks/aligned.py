@@ -17,22 +17,66 @@ from tasks.errors import DataError
 GRAIN = ("example_id", "kind", "sample_index")
 
 
-def judged_outputs(outputs: Path, verdicts: Path, *, batch_rows: int = schema.BATCH_ROWS) -> Iterator[pa.Table]:
-    """Outputs with their verdicts, in batches: both have the same grain and order, so row meets row.
+def training_batches(examples: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """These columns of the training examples, with example_id and split; no batch is empty."""
+    for batch in schema.read_batches(examples, schema.EXAMPLES, columns=["example_id", "split", *columns]):
+        training = batch.filter(pc.equal(batch.column("split"), "train"))
+        if training.num_rows:
+            yield training
+
+
+def tables_of(path: Path, expected: pa.Schema, columns: list[str]) -> Iterator[pa.Table]:
+    """Columns of a table in batches: at least one, so that they are known also where there are no rows."""
+    batches = schema.read_batches(path, expected, columns=columns)
+    first = next(batches, None)
+    yield expected.empty_table().select(columns) if first is None else pa.Table.from_batches([first])
+    yield from (pa.Table.from_batches([batch]) for batch in batches)
+
+
+def judged_outputs(outputs: Path, verdicts: Path) -> Iterator[pa.Table]:
+    """Outputs with their verdicts, in batches, at least one: both have the same grain and order, so row meets row.
 
     Raises:
         DataError: The two tables are not about the same rows.
     """
-    left = schema.read_batches(outputs, schema.OUTPUTS, columns=[*GRAIN, "text"], batch_rows=batch_rows)
-    right = schema.read_batches(verdicts, schema.VERDICTS, columns=[*GRAIN, "verdict", "reason"], batch_rows=batch_rows)
+    left = tables_of(outputs, schema.OUTPUTS, [*GRAIN, "text"])
+    right = tables_of(verdicts, schema.VERDICTS, [*GRAIN, "verdict", "reason"])
     for one, other in zip(left, right, strict=True):
         if any(not one.column(name).equals(other.column(name)) for name in GRAIN):
             raise DataError(f"{outputs.name} and {verdicts.name} are not about the same rows. Run the judge again.")
-        yield (
-            pa.Table.from_batches([one])
-            .append_column("verdict", other.column("verdict"))
-            .append_column("verdict_reason", other.column("reason"))
+        yield one.append_column("verdict", other.column("verdict")).append_column(
+            "verdict_reason", other.column("reason")
         )
+
+
+def accepted(judged: pa.Table) -> pa.ChunkedArray:
+    """Whether each row's `verdict` is accept; unjudged is not accepted."""
+    return pc.fill_null(pc.equal(judged.column("verdict"), "accept"), False)
+
+
+class Following:
+    """A table sorted by example_id, read on from where it was left: what belongs to the next batch of examples.
+
+    Args:
+        tables: Its batches, at least one; any number of rows an example, also none.
+    """
+
+    def __init__(self, tables: Iterator[pa.Table]) -> None:
+        self._tables = tables
+        self._waiting: pa.Table | None = next(tables)
+        self._nothing = self._waiting.slice(0, 0)
+
+    def until(self, last: pa.Scalar) -> pa.Table:
+        """The rows from there up to this example_id, whether or not there is such an example."""
+        found = [self._nothing]
+        while self._waiting is not None:
+            n_matching = pc.sum(pc.less_equal(self._waiting.column("example_id"), last)).as_py() or 0
+            found.append(self._waiting.slice(0, n_matching))
+            if n_matching < self._waiting.num_rows:
+                self._waiting = self._waiting.slice(n_matching)
+                break
+            self._waiting = next(self._tables, None)
+        return pa.concat_tables(found)
 
 
 def with_matches(
@@ -42,22 +86,8 @@ def with_matches(
 
     Args:
         examples: Sorted by a unique example_id.
-        others: Sorted by example_id, any number of rows an example; rows about none of the examples are passed over.
+        others: Batches as `Following` takes them.
     """
-    waiting = next(others, None)
+    following = Following(others)
     for batch in examples:
-        last = batch.column("example_id")[-1]
-        found = []
-        while waiting is not None:
-            n_matching = pc.sum(pc.less_equal(waiting.column("example_id"), last)).as_py() or 0
-            found.append(waiting.slice(0, n_matching))
-            if n_matching < waiting.num_rows:
-                waiting = waiting.slice(n_matching)
-                break
-            waiting = next(others, None)
-        if found:
-            yield batch, pa.concat_tables(found)
-        elif waiting is not None:
-            yield batch, waiting.slice(0, 0)
-        else:
-            raise DataError("no outputs for the last examples: the tables are not of the same run. Run generate again.")
+        yield batch, following.until(batch.column("example_id")[-1])

@@ -22,7 +22,7 @@ _RUNTIME: JsonDict = {"runtime": True}
 
 Task = Literal["grounded_qa", "open", "number", "multiple_choice"]
 Reader = Literal["auto", "rows", "squad2", "md2d", "nq", "musique", "gsm8k", "lab"]
-Policy = Literal["gold", "ssr", "self_only", "random_mix"]
+Policy = Literal["gold", "ssr", "s3ft", "self_only", "rewrite_all", "random_mix", "min_nll"]
 
 
 class Section(BaseModel):
@@ -91,7 +91,7 @@ class EngineConfig(Section):
         default=None, description="openai: the environment variable that holds the key", json_schema_extra=_RUNTIME
     )
     python: str | None = Field(
-        default=None, description="vllm: Python of its environment; null: SSR_VLLM_PYTHON, else what `make engine` made",
+        default=None, description="vllm: Python of its environment; null: SSR_VLLM_PYTHON, else that of `make engine`",
         json_schema_extra=_RUNTIME,
     )  # fmt: skip
     tensor_parallel: int = Field(
@@ -229,8 +229,110 @@ class GenerateConfig(Section):
         return self
 
 
+class RewriteConfig(Section):
+    """How the base model rewrites gold answers, for the policies that teach rewrites."""
+
+    template: str = Field(default="rewrite.v1", description="Prompt template: a shipped name or a file")
+    max_new_tokens: int = Field(default=256, gt=0, description="Longest rewrite")
+    temperature: float = Field(default=0.0, ge=0, description="0 is greedy")
+    top_p: float = Field(default=1.0, gt=0, le=1, description="Nucleus sampling")
+    seed: int = Field(default=0, description="Seed of sampling")
+    max_failed_share: float = Field(
+        default=0.05, ge=0, le=1, description="The step fails when more of its rows than this have no output",
+        json_schema_extra=_RUNTIME,
+    )  # fmt: skip
+
+
+class JudgeModelConfig(Section):
+    """One judge of the panel."""
+
+    model: ModelConfig = Field(
+        title="Judge model", description="Judges. On a server elsewhere, `base` may be a name that only it knows"
+    )
+    engine: EngineConfig | None = Field(default=None, description="What runs it; null: the recipe's engine")
+
+
+class AuditConfig(Section):
+    """Probes of known truth that the LLM judges along with the answers: what its `accept` is worth."""
+
+    n_probes: int = Field(default=200, ge=0, description="Probes, half of them acceptable; 0: no audit")
+    min_precision: float | None = Field(
+        default=None, gt=0, le=1, description="Least share of right ones among the accepted probes; null: only shown"
+    )
+    below: Literal["stop", "gold"] = Field(
+        default="stop",
+        description="Below min_precision. stop: the step fails; gold: train on gold where the LLM accepts",
+    )
+    seed: int = Field(default=0, description="Seed of the draw")
+
+    @model_validator(mode="after")
+    def _only_what_is_read(self) -> AuditConfig:
+        unread = ["min_precision", "below", "seed"] if self.n_probes == 0 else []
+        if self.min_precision is None:
+            unread.append("below")
+        for name in unread:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                why = "with n_probes 0" if self.n_probes == 0 else "without min_precision"
+                raise ValueError(f"{name} has no effect {why}. Remove it.")
+        return self
+
+
+class LlmJudgeConfig(Section):
+    """The language models that judge what no rule decides."""
+
+    judges: tuple[JudgeModelConfig, ...] = Field(min_length=1, description="The panel: one judge or several")
+    rubric: str | None = Field(default=None, description="Rubric: a shipped name or a file; null: by task")
+    verdict_by: Literal["choice", "text"] = Field(
+        default="choice", description="choice: one of two words, with its probability; text: read from free text"
+    )
+    reasoning: bool = Field(default=False, description="Let a judge reason before its verdict")
+    max_reasoning_tokens: int = Field(default=512, gt=0, description="Longest reasoning")
+    repeats: int = Field(default=1, gt=0, description="Times each judge is asked; more than one needs a temperature")
+    temperature: float = Field(default=0.0, ge=0, description="Of the reasoning, or of a verdict in free text")
+    combine: Literal["mean", "majority"] = Field(
+        default="mean", description="Several opinions: the mean of their probabilities, or the majority of verdicts"
+    )
+    threshold: float = Field(default=0.5, gt=0, le=1, description="Accept from this probability of accept on")
+    seed: int = Field(default=0, description="Seed of sampling")
+    max_unjudged_share: float = Field(
+        default=0.05, ge=0, le=1, description="The step fails when the LLM leaves more than this of its rows undecided",
+        json_schema_extra=_RUNTIME,
+    )  # fmt: skip
+    audit: AuditConfig = Field(default=AuditConfig(), title="Audit", description="What the verdicts are worth")
+
+    @property
+    def n_opinions(self) -> int:
+        """Verdicts on each answer."""
+        return len(self.judges) * self.repeats
+
+    @model_validator(mode="after")
+    def _only_what_is_read(self) -> LlmJudgeConfig:
+        for name, why in self._unread().items():
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} has no effect {why}. Remove it.")
+        if any(judge in self.judges[:i] for i, judge in enumerate(self.judges)):
+            raise ValueError("two judges are the same and would say the same. For several samples, set repeats.")
+        return self
+
+    def _unread(self) -> dict[str, str]:
+        """Fields that nothing reads, with the reason."""
+        unread: dict[str, str] = {}
+        if not self.reasoning:
+            unread["max_reasoning_tokens"] = "without reasoning"
+        if self.n_opinions == 1:
+            unread["combine"] = "with one opinion"
+        if self.verdict_by == "text" and (self.n_opinions == 1 or self.combine == "majority"):
+            unread["threshold"] = "where verdicts are read from text"
+        if self.temperature == 0:
+            unread["repeats"] = "with temperature 0: each would say the same"
+            unread["seed"] = "with temperature 0"
+        if self.verdict_by == "choice" and not self.reasoning:
+            unread["temperature"] = "where probabilities are read and nothing is sampled"
+        return unread
+
+
 class JudgeConfig(Section):
-    """Which of the base model's answers count as acceptable."""
+    """Which of the base model's answers count as acceptable: rules first, then language models."""
 
     contains_gold: bool = Field(
         default=True, description="Accept an answer that contains a gold answer, word for word, and no known wrong one"
@@ -240,8 +342,17 @@ class JudgeConfig(Section):
         default=None, gt=0, le=1, description="Accept at this token recall of a gold answer; null: leave undecided"
     )
     undecided: Literal["unjudged", "reject"] = Field(
-        default="unjudged", description="What becomes of an answer that no rule decides"
+        default="unjudged", description="What becomes of an answer that no rule decides, without an LLM"
     )
+    llm: LlmJudgeConfig | None = Field(
+        default=None, title="LLM", description="Judges what no rule decides; null: rules alone"
+    )
+
+    @model_validator(mode="after")
+    def _one_decides(self) -> JudgeConfig:
+        if self.llm is not None and self.undecided != "unjudged":
+            raise ValueError("undecided has no effect with llm, which decides what no rule does. Remove it.")
+        return self
 
 
 class AbstentionConfig(Section):
@@ -283,11 +394,24 @@ class TrainConfig(Section):
     )
 
 
+_READ_BY_POLICY: dict[Policy, tuple[str, ...]] = {
+    "s3ft": ("rewrites", "rewrite_verdicts"), "rewrite_all": ("rewrites", "rewrite_verdicts"),
+    "min_nll": ("likelihoods",),
+}  # fmt: skip
+
+
 class SelectConfig(Section):
     """The part of an arm that decides its targets; two arms that share it share their targets."""
 
     policy: Policy
     seed: int = 0
+
+    def reads(self) -> tuple[str, ...]:
+        """The tables that the policy needs beside examples, outputs and verdicts.
+
+        No arm is given more: otherwise adding another arm would change its fingerprint, and train it again.
+        """
+        return _READ_BY_POLICY.get(self.policy, ())
 
 
 class ArmConfig(Section):
@@ -356,6 +480,9 @@ class RunConfig(Section):
     engine: EngineConfig = Field(default=EngineConfig(), title="Engine", description="What runs models")
     data: DataConfig = Field(default=DataConfig(), title="Data", description="Where examples come from")
     generate: GenerateConfig = Field(default=GenerateConfig(), title="Generate", description="The base model's answers")
+    rewrite: RewriteConfig = Field(
+        default=RewriteConfig(), title="Rewrite", description="The base model's rewrites of the golds"
+    )
     judge: JudgeConfig = Field(default=JudgeConfig(), title="Judge", description="Which answers are acceptable")
     abstention: AbstentionConfig = Field(
         default=AbstentionConfig(), title="Abstention", description="What a refusal looks like"
@@ -379,6 +506,22 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _only_what_the_policies_read(self) -> RunConfig:
+        if not self.reads("rewrites"):
+            for name, field in RewriteConfig.model_fields.items():
+                if getattr(self.rewrite, name) != field.default:
+                    raise ValueError(
+                        f"rewrite.{name} has no effect without an arm of policy s3ft or rewrite_all. Remove it."
+                    )
+        choosing = [arm.name for arm in self.arms if arm.policy == "min_nll"]
+        if choosing and self.generate.n_samples == 1:
+            raise ValueError(
+                f"arm {choosing[0]}: policy min_nll chooses among several answers; with one it is ssr. "
+                "Set generate.n_samples and generate.temperature."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _refusal_is_recognised(self) -> RunConfig:
         if not abstains(self.data.refusal, self.abstention.phrases):
             raise ValueError(
@@ -386,6 +529,14 @@ class RunConfig(Section):
                 "scored as wrong answers. Add a phrase of it."
             )
         return self
+
+    def reads(self, table: str) -> bool:
+        """Whether the policy of some arm reads this table beside examples, outputs and verdicts."""
+        return any(table in arm.select_config().reads() for arm in self.arms)
+
+    def rewrites_all(self) -> bool:
+        """Whether every gold is rewritten, or only those of examples without an accepted answer."""
+        return any(arm.policy == "rewrite_all" for arm in self.arms)
 
 
 Override = Annotated[str, "a.b=c"]

@@ -1,6 +1,6 @@
 """Where a model lies, what its content is, and how it is loaded: the same for generation, training and evaluation.
 
-`lab` is the model shipped with the project; anything else is a folder or a Hub id. No code of a model's repository is
+`lab` and `lab-judge` are the models shipped with the project; anything else is a folder or a Hub id. No code of a model's repository is
 ever run (`trust_remote_code` stays off) and only safetensors are read.
 """
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 LAB_MODEL = Path(__file__).parent / "lab" / "model"
+LAB_JUDGE = Path(__file__).parent / "lab" / "judge_model"
+_SHIPPED = {"lab": LAB_MODEL, "lab-judge": LAB_JUDGE}
 _CONTENT = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 
 
@@ -31,14 +33,16 @@ def model_folder(model: ModelConfig) -> Path:
         DataError: There is no such model, here or on the Hub.
         ConfigError: A revision is given for a folder.
     """
-    folder = LAB_MODEL if model.base == "lab" else Path(model.base).expanduser()
-    is_here = (folder / "config.json").exists() or model.base == "lab"
+    folder = _SHIPPED.get(model.base) or Path(model.base).expanduser()
+    is_here = (folder / "config.json").exists() or model.base in _SHIPPED
     if is_here and model.revision is not None:
         raise ConfigError(f"model.revision={model.revision}: has no effect on a folder ({folder}). Remove it.")
     if not is_here:
         folder = _hub_snapshot(model.base, model.revision)
     if not (folder / "config.json").exists():
-        raise DataError(f"model.base={model.base}: {folder} holds no config.json. Build the lab's: ssr lab build")
+        raise DataError(
+            f"model.base={model.base}: {folder} holds no config.json. Build the lab's models: ssr lab build"
+        )
     if not list(folder.glob("*.safetensors")):
         raise DataError(
             f"model.base={model.base}: {folder} holds no safetensors. Convert its weights; pickle is not read."

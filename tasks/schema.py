@@ -74,6 +74,29 @@ VERDICTS = _table(
     ],
 )  # fmt: skip
 
+AUDIT = _table(
+    "audit", "probe_id", [
+        _field("probe_id", pa.string(), "hash of example and candidate, hex"),
+        _field("kind", pa.string(), "how the candidate was made"),
+        _field("example_id", pa.string(), "the example that it is an answer to"),
+        _field("answerable", pa.bool_(), "whether the document holds the answer", null="not an answerability task"),
+        _field("candidate", pa.string(), "the answer that was judged"),
+        _field("acceptable", pa.bool_(), "the truth: whether it should be accepted"),
+        _field("verdict", pa.string(), "accept, reject or unjudged, by the language models alone"),
+        _field("p_accept", pa.float64(), "probability of accept", null="not measurable"),
+    ],
+)  # fmt: skip
+
+LIKELIHOODS = _table(
+    "likelihoods", "(example_id, kind, sample_index)", [
+        _EXAMPLE_ID,
+        _field("kind", pa.string(), "answer, gold or rewrite"),
+        _SAMPLE,
+        _field("base_nll", pa.float64(), "mean negative log-likelihood per token under the base, nats", null="failed"),
+        _field("problem", pa.string(), "what went wrong", null="nothing"),
+    ],
+)  # fmt: skip
+
 TARGETS = _table(
     "targets", "example_id", [
         _EXAMPLE_ID,

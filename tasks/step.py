@@ -128,8 +128,12 @@ class Planned:
 
 
 def as_input(ref: Ref) -> Planned:
-    """An artifact that is there, as an input of a step to plan."""
-    return Planned(STEPS[ref["step"]], "", ref, {}, {}, {})
+    """An artifact that is there, as an input of a step to plan. It cannot be made from this."""
+
+    def made_elsewhere(ctx: Context) -> None:
+        raise StepError(f"{ref['step']}/{ref['fingerprint']}: only a reference. Run the recipe that makes it.")
+
+    return Planned(Step(ref["step"], 0, made_elsewhere, lambda **sections: {}, None), "", ref, {}, {}, {})
 
 
 @dataclass(frozen=True)

@@ -35,10 +35,25 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = build_tokenizer()
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=False, initializer_range=0.5,
         pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def vllm_python() -> Path:
+    """Python of vLLM's environment; without one a test is skipped, unless SSR_REQUIRE_VLLM=1 says there must be one."""
+    from tasks.config import EngineConfig
+    from tasks.engines.server import find_python
+    from tasks.errors import ConfigError
+
+    try:
+        return find_python(EngineConfig(kind="vllm"))
+    except ConfigError as error:
+        if os.environ.get("SSR_REQUIRE_VLLM") == "1":
+            raise
+        pytest.skip(str(error))

@@ -260,7 +260,8 @@ def _members(annotation: Any) -> tuple[Any, ...]:
 
 # A section's fields must reach the step that the section is for: the report's fingerprint covers the whole recipe.
 STEP_OF = {
-    "model": "generate", "engine": "generate", "data": "ingest", "generate": "generate", "judge": "judge", "abstention": "judge",
+    "model": "generate", "engine": "generate", "data": "ingest", "generate": "generate",
+    "rewrite": "rewrite", "judge": "judge", "abstention": "judge",
     "train": "train", "evaluate": "evaluate", "report": "report", "name": "report",
     "arms.0.name": "report", "arms.0.policy": "select", "arms.0.select_seed": "select", "arms": "train",
 }  # fmt: skip
@@ -270,25 +271,62 @@ _GROUNDED = {"data.sources.0.task": "grounded_qa", "data.sources.0.fields.docume
 _UNANSWERABLE = _GROUNDED | {"data.sources.0.unanswerable": {"share": 0.5, "seed": 1}}
 _OPENAI = {"engine": {"kind": "openai", "urls": ["http://localhost:1/v1"]}}
 _VLLM = {"engine": {"kind": "vllm"}}
+_OF_OPENAI = ("served_model", "api_key_env", "concurrency", "timeout_seconds")
+_OF_VLLM = (
+    "python", "tensor_parallel", "data_parallel", "memory_share", "max_context", "quantization", "extra_args",
+    "start_timeout_seconds",
+)  # fmt: skip
+
+
+def judging(engine: dict[str, Any] | None = None, **llm: Any) -> dict[str, Any]:
+    """A judge of which every field can be changed, but for those that exclude each other."""
+    judges = [{"model": {"base": "judge"}, "engine": engine or {"kind": "transformers"}}]
+    sampled = {"reasoning": True, "temperature": 1.0, "repeats": 2, "audit": {"min_precision": 0.5}}
+    return {"judge.llm": {"judges": judges, **sampled, **llm}}
+
+
 # Where one field alone cannot be changed: what else stands in the recipe before, and what changes.
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "engine.kind": ({}, {"engine.kind": "vllm"}),
     "engine.urls": (_OPENAI, {"engine.urls": ["http://localhost:2/v1"]}),
-    **{f"engine.{name}": (_OPENAI, {}) for name in ("served_model", "api_key_env", "concurrency", "timeout_seconds")},
+    **{f"engine.{name}": (_OPENAI, {}) for name in _OF_OPENAI},
+    **{f"engine.{name}": (_VLLM, {}) for name in _OF_VLLM},
     **{
-        f"engine.{name}": (_VLLM, {})
+        f"judge.llm.{name}": (judging(), {})
         for name in (
-            "python",
-            "tensor_parallel",
-            "data_parallel",
-            "memory_share",
-            "max_context",
-            "quantization",
-            "extra_args",
-            "start_timeout_seconds",
+            "verdict_by",
+            "max_reasoning_tokens",
+            "repeats",
+            "temperature",
+            "combine",
+            "threshold",
+            "seed",
+            "max_unjudged_share",
+            "audit.n_probes",
+            "audit.min_precision",
+            "audit.below",
+            "audit.seed",
+            "judges.0.model.base",
+            "judges.0.model.revision",
+            "judges.0.model.dtype",
+            "judges.0.engine.batch_tokens",
         )
     },
+    "judge.llm.rubric": (judging(), {"judge.llm.rubric": "rewrite.txt"}),
+    "judge.llm.reasoning": (judging(temperature=0.0, repeats=1), {}),
+    "judge.llm.judges.0.engine.kind": (judging(), {"judge.llm.judges.0.engine.kind": "vllm"}),
+    "judge.llm.judges.0.engine.urls": (
+        judging(_OPENAI["engine"]),
+        {"judge.llm.judges.0.engine.urls": ["http://localhost:2/v1"]},
+    ),
+    **{f"judge.llm.judges.0.engine.{name}": (judging(_OPENAI["engine"]), {}) for name in _OF_OPENAI},
+    **{f"judge.llm.judges.0.engine.{name}": (judging(_VLLM["engine"]), {}) for name in _OF_VLLM},
     "generate.n_samples": ({"generate.temperature": 1.0}, {}),
+    **{
+        f"rewrite.{name}": ({"arms.0.policy": "s3ft"}, {})
+        for name in ("max_new_tokens", "temperature", "top_p", "seed", "max_failed_share")
+    },
+    "rewrite.template": ({"arms.0.policy": "s3ft"}, {"rewrite.template": "rewrite.txt"}),
     "data.sources.0.hub": ({}, _HUB),
     "data.sources.0.hub_config": (_HUB, {}),
     "data.sources.0.hub_split": (_HUB, {}),
@@ -315,9 +353,10 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.chdir(tmp_path)
     for name in ("rows.jsonl", "moved.jsonl", "x"):
         Path(name).write_text('{"question": "1 + 1?", "answer": "2"}\n')
+    Path("rewrite.txt").write_text("{{ prompt }} {{ gold }}")
     monkeypatch.setattr("tasks.ingest.sources.revision_digest", lambda config, key: "commit")
-    for step in ("generate", "train", "evaluate"):
-        monkeypatch.setattr(f"tasks.{step}.step.model_digest", lambda model: "weights")
+    for module in ("generate.paid", "judge.panel", "train.step", "evaluate.step"):
+        monkeypatch.setattr(f"tasks.{module}.model_digest", lambda model: "weights")
     return {
         "data": {"sources": [{"name": "rows", "path": "rows.jsonl"}]},
         "arms": [{"name": "ssr", "policy": "ssr"}],
@@ -384,9 +423,10 @@ def test_the_walk_finds_the_fields_it_should():
     assert {"train.learning_rate", "arms.0.policy", "data.sources.0.fields.question", "execution.workers"} <= names
     assert "data.sources.0.unanswerable.share" in names
     assert {leaf.name for leaf in LEAVES if leaf.runtime} == {
-        "generate.max_failed_share", "train.checkpoint_steps", "execution.workers", "execution.threads",
-        "data.sources.0.path", "data.sources.0.documents",
-        *(f"engine.{name}" for name in (
+        "generate.max_failed_share", "rewrite.max_failed_share", "train.checkpoint_steps", "execution.workers",
+        "execution.threads",
+        "data.sources.0.path", "data.sources.0.documents", "judge.llm.max_unjudged_share",
+        *(f"{engine}.{name}" for engine in ("engine", "judge.llm.judges.0.engine") for name in (
             "urls", "api_key_env", "python", "tensor_parallel", "data_parallel", "memory_share", "concurrency",
             "timeout_seconds", "start_timeout_seconds",
         )),
@@ -405,6 +445,50 @@ def test_the_walk_finds_the_fields_it_should():
 )
 def test_a_setting_that_the_engine_does_not_read_is_refused(engine, message):
     assert message in problem(engine=engine)
+
+
+@pytest.mark.parametrize("name", ["template", "temperature", "max_failed_share"])
+def test_a_setting_of_rewrites_without_a_policy_that_teaches_them_is_refused(name):
+    value = {"template": "mine.txt", "temperature": 0.7, "max_failed_share": 0.5}[name]
+    arms = [{"name": "ssr", "policy": "ssr"}]
+    assert f"rewrite.{name} has no effect without an arm of policy s3ft" in problem(rewrite={name: value}, arms=arms)
+    for policy in ("s3ft", "rewrite_all"):
+        assert parsed(rewrite={name: value}, arms=[{"name": "a", "policy": policy}])
+
+
+def test_a_choice_among_one_answer_is_refused():
+    arms = [{"name": "probable", "policy": "min_nll"}]
+    assert "arm probable: policy min_nll chooses among several answers" in problem(arms=arms)
+    assert parsed(arms=arms, generate={"n_samples": 4, "temperature": 0.7})
+
+
+@pytest.mark.parametrize(
+    ("llm", "message"),
+    [
+        ({"judges": []}, "judge.llm.judges"),
+        ({"judges": [{}]}, "judge.llm.judges.0.model"),
+        ({"judges": [{"model": {"base": "x"}}] * 2}, "two judges are the same"),
+        ({"max_reasoning_tokens": 9}, "max_reasoning_tokens has no effect without reasoning"),
+        ({"repeats": 3}, "repeats has no effect with temperature 0"),
+        ({"temperature": 1.0}, "temperature has no effect where probabilities are read"),
+        ({"temperature": 1.0, "repeats": 2}, "temperature has no effect where probabilities are read"),
+        ({"seed": 1}, "seed has no effect with temperature 0"),
+        ({"combine": "majority"}, "combine has no effect with one opinion"),
+        ({"verdict_by": "text", "threshold": 0.7}, "threshold has no effect where verdicts are read from text"),
+        ({"audit": {"n_probes": 0, "min_precision": 0.5}}, "min_precision has no effect with n_probes 0"),
+        ({"audit": {"n_probes": 0, "seed": 1}}, "seed has no effect with n_probes 0"),
+        ({"audit": {"below": "gold"}}, "below has no effect without min_precision"),
+        ({"threshhold": 0.7}, "did you mean 'threshold'?"),
+    ],
+)
+def test_a_setting_that_a_judge_does_not_read_is_refused(llm, message):
+    assert message in problem(judge={"llm": {"judges": [{"model": {"base": "judge"}}]} | llm})
+
+
+def test_what_becomes_of_undecided_answers_is_the_models_business_where_there_are_any():
+    assert "undecided has no effect with llm" in problem(
+        judge={"undecided": "reject", "llm": {"judges": [{"model": {"base": "judge"}}]}}
+    )
 
 
 def test_the_name_of_an_engine_alone_is_enough():

@@ -15,9 +15,10 @@ from tasks.store import Manifest, Ref, Store, describe_files
 
 Row = dict[str, Any]  # Any: values of a table
 
-_STEPS = {"examples": "ingest", "outputs": "generate", "verdicts": "judge"}
+_STEPS = {"examples": "ingest", "outputs": "generate", "verdicts": "judge", "likelihoods": "likelihood"}
 _SCHEMAS: dict[str, pa.Schema] = {
     "examples": schema.EXAMPLES, "outputs": schema.OUTPUTS, "verdicts": schema.VERDICTS,
+    "likelihoods": schema.LIKELIHOODS,
 }  # fmt: skip
 
 
@@ -41,10 +42,18 @@ def output(example_id: str, text: str | None, sample_index: int = 0, **changes: 
     return row | changes
 
 
-def verdict(example_id: str, state: str, sample_index: int = 0) -> Row:
-    return {
+def verdict(example_id: str, state: str, sample_index: int = 0, **changes: Any) -> Row:
+    row = {
         "example_id": example_id, "kind": "answer", "sample_index": sample_index, "verdict": state,
         "decided_by": None if state == "unjudged" else "exact_match", "reason": f"because {state}", "p_accept": None,
+    }  # fmt: skip
+    return row | changes
+
+
+def likelihood(example_id: str, base_nll: float | None, sample_index: int = 0, kind: str = "answer") -> Row:
+    return {
+        "example_id": example_id, "kind": kind, "sample_index": sample_index, "base_nll": base_nll,
+        "problem": "context_overflow: 600 > 512" if base_nll is None else None,
     }  # fmt: skip
 
 

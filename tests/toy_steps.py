@@ -20,11 +20,12 @@ from tasks.config import (
     GenerateConfig,
     JudgeConfig,
     ModelConfig,
+    RewriteConfig,
     SelectConfig,
     SourceConfig,
     TrainConfig,
 )
-from tasks.generate import generate
+from tasks.generate import generate, likelihood, paid, rewrite
 from tasks.ingest import ingest
 from tasks.judge import judge
 from tasks.selection import select
@@ -34,20 +35,38 @@ from tasks.train import train
 
 
 def planned(model: Path, n_rows: int) -> dict[str, Planned]:
-    """The steps from ingest to train over rows of the lab."""
+    """The steps from ingest to train over rows of the lab, and those that only some policies need."""
     source = SourceConfig(name="lab", reader="lab", task="grounded_qa")
     base = ModelConfig(base=str(model))
     examples = here(ingest).plan(config=DataConfig(sources=(source,), lab_rows=n_rows))
     config = GenerateConfig(max_new_tokens=4)
     engine = EngineConfig(batch_tokens=600)
     outputs = here(generate).plan(model=base, engine=engine, config=config, examples=examples)
-    verdicts = here(judge).plan(config=JudgeConfig(), abstention=AbstentionConfig(), examples=examples, outputs=outputs)
+    verdicts = here(judge).plan(
+        config=JudgeConfig(), engine=engine, abstention=AbstentionConfig(), examples=examples, outputs=outputs
+    )
     targets = here(select).plan(
         config=SelectConfig(policy="gold"), examples=examples, outputs=outputs, verdicts=verdicts
     )
     training = TrainConfig(epochs=1, batch_size=4, micro_batch_size=4, lora_rank=4, max_length=256, checkpoint_steps=3)
     adapter = here(train).plan(model=base, config=training, targets=targets)
-    return {"ingest": examples, "generate": outputs, "judge": verdicts, "select": targets, "train": adapter}
+    tables = {"examples": examples, "outputs": outputs, "verdicts": verdicts}
+    rewriting = RewriteConfig(max_new_tokens=4)
+    rewrites = here(rewrite).plan(model=base, engine=engine, config=rewriting, **tables)
+    likelihoods = here(likelihood).plan(model=base, engine=engine, **tables)
+    return {
+        "ingest": examples, "generate": outputs, "judge": verdicts, "select": targets, "train": adapter,
+        "rewrite": rewrites, "likelihood": likelihoods,
+    }  # fmt: skip
+
+
+def chain_to(name: str, steps: dict[str, Planned]) -> list[Planned]:
+    """A step with all that it needs, in the order to run them."""
+    needed = {steps[name].ref["fingerprint"]}
+    for one in reversed(steps.values()):
+        if one.ref["fingerprint"] in needed:
+            needed |= {ref["fingerprint"] for ref in one.inputs.values()}
+    return [one for one in steps.values() if one.ref["fingerprint"] in needed]
 
 
 def here(step: Step) -> Step:
@@ -82,14 +101,13 @@ def run_until(store: Path, model: Path, step: str, *, kill_after: int = 0, n_row
 
 def main() -> None:
     store, model, step, kill_after, n_rows = sys.argv[1:]
-    rows.PART_SECONDS = 0  # a part after every batch
+    rows.PART_SECONDS = 0  # a part after every row
+    paid.TOLD_SECONDS = -1  # and a word on progress
     if int(kill_after):
         progress.listen(KillAfter(step, int(kill_after)))
     opened = open_store(store)
-    for name, one in planned(Path(model), int(n_rows)).items():
+    for one in chain_to(step, planned(Path(model), int(n_rows))):
         one.execute(opened)
-        if name == step:
-            return
 
 
 if __name__ == "__main__":

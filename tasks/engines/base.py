@@ -97,5 +97,5 @@ class Engine(Protocol):
         whole to give the same bits again.
         """
 
-    def likelihoods(self, continuations: Iterable[Continuation]) -> Iterator[Likelihood]:
-        """One likelihood per continuation, in any order."""
+    def likelihoods(self, continuations: Iterable[Continuation], *, done: Container[str] = ()) -> Iterator[Likelihood]:
+        """One likelihood per continuation whose key is not in `done`, in any order; `done` is there as for answers."""

@@ -111,24 +111,30 @@ def _elsewhere(model: ModelConfig, config: EngineConfig) -> Connection:
     from tasks.engines.remote import Connection
 
     key = _api_key(config)
-    listed = [found for url in config.urls if (found := _listed(url, key))]
+    listed = {url: found["data"] for url in config.urls if (found := _listed(url, key))}
     if not listed:
         raise StepError(
             f"engine.urls: none of {', '.join(config.urls)} answers. Start a server, or correct the address."
         )
-    models = listed[0]["data"]
+    models = next(iter(listed.values()))
     is_vllm = any(one.get("owned_by") == "vllm" for one in models)
     prompts = _prompts_if_at_hand(model) if is_vllm else None
     name = config.served_model or str(models[0]["id"])
-    shown = next((one for one in models if one["id"] == name), None)
-    if shown is None:
-        raise ConfigError(
-            f"engine.served_model={name}: not served there (found {', '.join(str(one['id']) for one in models)})."
-        )
+    lengths = [_shown(name, url, found).get("max_model_len") for url, found in listed.items()]
     return Connection(
-        urls=config.urls, model=name, prompts=prompts, context=shown.get("max_model_len"), is_vllm=is_vllm,
-        concurrency=config.concurrency, timeout_seconds=config.timeout_seconds, api_key=key,
+        urls=config.urls, model=name, prompts=prompts, context=min(filter(None, lengths), default=None),
+        is_vllm=is_vllm, concurrency=config.concurrency, timeout_seconds=config.timeout_seconds, api_key=key,
+        uses_proxy=True,
     )  # fmt: skip
+
+
+def _shown(name: str, url: str, models: list[dict[str, Any]]) -> dict[str, Any]:  # Any: JSON values
+    """What one server lists of a model; each must have it, or the rows that it draws would fail."""
+    found = next((one for one in models if one["id"] == name), None)
+    if found is None:
+        served = ", ".join(str(one["id"]) for one in models)
+        raise ConfigError(f"engine.served_model={name}: {url} does not serve it (found {served}).")
+    return found
 
 
 def _prompts_if_at_hand(model: ModelConfig) -> Any:  # Any: PromptReader or None, imported late

@@ -11,30 +11,49 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import queue
 import random
 import threading
+import time
 from collections.abc import Awaitable, Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 import aiohttp
 
 from tasks.engines.base import Continuation, Likelihood, Reply, Request, Sampling
 from tasks.engines.prompts import PromptReader
+from tasks.engines.wire import (
+    Choice,
+    Completion,
+    Failure,
+    Logprobs,
+    Usage,
+    chosen,
+    completion_from,
+    logprobs_of_texts,
+    reply_from,
+)
 from tasks.errors import StepError
 
 logger = logging.getLogger(__name__)
 
 GROUP_ROWS = 8  # prompts a request: fewer round trips, and still little to repeat when one of them fails
-MAX_TRIES = 6
+BUSY_TRIES, ROW_TRIES = 8, 3  # while the server takes nothing (a minute of back-off); where the row may be the cause
 BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.5, 30.0
 CONNECT_SECONDS = 10.0
-PROBE_TRIES, PROBE_SECONDS = 3, 2.0
+# uvicorn closes a connection that idles for 5 s: one reused just then would break.
+KEEPALIVE_SECONDS = 4.0
+PROBE_TRIES, PROBE_SECONDS = 3, 1.0  # refused connections, and the pause between them, until a server counts as gone
+PATIENCE_SECONDS = 60.0  # of silence until a server that still accepts connections counts as gone
 TOP_LOGPROBS = 20  # what vLLM gives by default at most
-_TRANSIENT = {408, 409, 425, 429, 500, 502, 503, 504}
+_CONSTRAINTS = ("allowed_token_ids", "logprob_token_ids", "structured_outputs")
+_BUSY = {429, 502, 503, 504}
+_TRANSIENT = {403, 408, 409, 425, 500}  # 403: firewalls refuse single texts so; for good it must not be
+_REFUSES_ALL = {401, 402, 404, 405}  # the key or the model is wrong: no row is to blame
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
@@ -43,18 +62,17 @@ Json = dict[str, Any]  # Any: JSON values
 
 @dataclass
 class Replica:
-    """One server. `dead` says why it is out of use."""
+    """One server.
+
+    Attributes:
+        answered_at: When it last answered anything (monotonic seconds).
+        dead: Why it is out of use.
+    """
 
     url: str
     in_flight: int = 0
+    answered_at: float = -math.inf
     dead: str | None = None
-
-
-class Failure(NamedTuple):
-    """Why a request gave nothing. `retryable`: whether another try, later, may help."""
-
-    problem: str
-    retryable: bool
 
 
 @dataclass
@@ -67,6 +85,7 @@ class Connection:
         context: Longest prompt with its answer in tokens; None where only the server knows.
         is_vllm: Whether the server takes vLLM's own fields: constraints, token ids, log-probabilities of the prompt.
         tokenizer_folder: Where the tokenizer of `prompts` lies.
+        uses_proxy: Whether the proxies of the environment are used: never for a server of our own.
         explain_death: What a server of our own said before it died; None while it lives, or where it is not ours.
     """
 
@@ -79,6 +98,7 @@ class Connection:
     is_vllm: bool
     api_key: str | None = None
     tokenizer_folder: Path | None = None
+    uses_proxy: bool = False
     explain_death: Callable[[], str | None] = field(default=lambda: None)
 
 
@@ -98,16 +118,18 @@ class RemoteEngine:
         """One reply per request that is not done, as they finish."""
         fresh = (request for request in requests if request.key not in done)
         if self._to.prompts is None:
-            return self._stream(([r] for r in fresh), lambda session, rows: self._chat(session, rows[0], sampling))
-        # A seed holds for a whole request, so rows that are sampled go alone.
-        n_rows = 1 if sampling.temperature > 0 else GROUP_ROWS
-        return self._stream(_groups(fresh, n_rows), lambda session, rows: self._complete(session, rows, sampling))
+            return self._stream(fresh, 1, lambda session, rows: self._chat(session, rows[0], sampling))
+        # A seed holds for a whole request, so rows that are sampled go alone. Two requests at least are in flight, so
+        # that the server works on one while the other is on its way.
+        n_rows = 1 if sampling.temperature > 0 else max(1, min(GROUP_ROWS, self._to.concurrency // 2))
+        return self._stream(fresh, n_rows, lambda session, rows: self._complete(session, rows, sampling))
 
-    def likelihoods(self, continuations: Iterable[Continuation]) -> Iterator[Likelihood]:
+    def likelihoods(self, continuations: Iterable[Continuation], *, done: Container[str] = ()) -> Iterator[Likelihood]:
         """From the log-probabilities of the prompt that vLLM gives."""
         if self._to.prompts is None:
             raise StepError("likelihoods need the model's tokenizer. Use engine kind vllm or transformers.")
-        return self._stream(_groups(iter(continuations), 1), lambda session, rows: self._measure(session, rows[0]))
+        fresh = (continuation for continuation in continuations if continuation.key not in done)
+        return self._stream(fresh, 1, lambda session, rows: self._measure(session, rows[0]))
 
     async def _complete(self, session: aiohttp.ClientSession, rows: list[Request], sampling: Sampling) -> list[Reply]:
         assert self._to.prompts is not None  # chosen by generate
@@ -123,20 +145,25 @@ class RemoteEngine:
     async def _complete_fitting(
         self, session: aiohttp.ClientSession, rows: list[tuple[Request, list[int]]], sampling: Sampling
     ) -> list[Reply]:
-        body = {"prompt": [ids for _, ids in rows], "seed": rows[0][0].seed % 2**31} | self._decoding(sampling)
-        # A group is tried once: what fails as a group is found row by row.
-        found = await self._post(session, "completions", body, len(rows), tries=1 if len(rows) > 1 else MAX_TRIES)
+        def asked() -> Json:
+            return {"prompt": [ids for _, ids in rows], "seed": rows[0][0].seed % 2**31} | self._decoding(sampling)
+
+        found = await self._post(session, "completions", asked, len(rows))
         if isinstance(found, Failure):
-            if len(rows) == 1:
-                return [Reply(rows[0][0].key, None, problem=found.problem, retryable=found.retryable)]
-            alone = [await self._complete_fitting(session, [row], sampling) for row in rows]
-            return [reply for replies in alone for reply in replies]
+            if len(rows) == 1 or found.is_busy:
+                return [Reply(row.key, None, problem=found.problem, retryable=found.retryable) for row, _ in rows]
+            # One row may have failed the others: each alone, all at once in the places that the group holds.
+            async with asyncio.TaskGroup() as tasks:
+                alone = [tasks.create_task(self._complete_fitting(session, [row], sampling)) for row in rows]
+            return [reply for task in alone for reply in task.result()]
         replies = []
-        for (row, ids), choice in zip(rows, found["choices"], strict=True):
-            logprobs = self._logprobs_of_ids(choice, sampling.choices) if sampling.choices else None
-            n_new = len(choice["token_ids"]) if choice.get("token_ids") else None
-            replies.append(_reply(row.key, choice["text"], choice, len(ids), n_new, logprobs))
-        return replies if self._to.is_vllm else _with_usage(replies, found)
+        for (row, ids), choice in zip(rows, found.choices, strict=True):
+            if sampling.choices:
+                replies.append(self._chosen_reply(row.key, choice, len(ids), sampling.choices))
+                continue
+            n_new = len(choice.token_ids) if choice.token_ids else None
+            replies.append(reply_from(row.key, choice, len(ids), n_new, None))
+        return replies
 
     def _decoding(self, sampling: Sampling) -> Json:
         body: Json = {
@@ -145,53 +172,67 @@ class RemoteEngine:
         if self._to.is_vllm:
             body["return_token_ids"] = True
         if sampling.choices:
-            assert self._to.prompts is not None  # chat has its own
-            texts = [self._to.prompts.choice_text(choice) for choice in sampling.choices]
-            longest = max(len(self._to.prompts.choice_ids(choice)) for choice in sampling.choices)
-            body |= {"max_tokens": longest + 1, "logprobs": TOP_LOGPROBS, "return_tokens_as_token_ids": True}
+            body |= {"logprobs": TOP_LOGPROBS, "return_tokens_as_token_ids": True}
             if self._constrained:
-                body["structured_outputs"] = {"choice": texts}
+                # By token, not by text: under a grammar a model may spell a choice in tokens that it never saw so.
+                # Their log-probabilities by name, too: a model may hold both for less likely than the top ones.
+                tokens = list(self._first_tokens(sampling.choices).values())
+                body |= {"max_tokens": 1, "allowed_token_ids": tokens, "logprob_token_ids": tokens}
         return body
 
-    def _logprobs_of_ids(self, choice: Json, choices: tuple[str, ...]) -> dict[str, float] | None:
-        assert self._to.prompts is not None  # chosen by generate
-        top = ((choice.get("logprobs") or {}).get("top_logprobs") or [None])[0]
-        if not top:
-            return None
-        first = {c: f"token_id:{self._to.prompts.choice_ids(c)[0]}" for c in choices}
-        return _chosen(top, first)
+    def _first_tokens(self, choices: tuple[str, ...]) -> dict[str, int]:
+        assert self._to.prompts is not None  # chat has its own way
+        first = {choice: self._to.prompts.choice_ids(choice)[0] for choice in choices}
+        if len(set(first.values())) < len(choices):
+            raise StepError(f"the choices {', '.join(choices)} begin with the same token for this model.")
+        return first
+
+    def _chosen_reply(self, key: str, choice: Choice, n_prompt: int, choices: tuple[str, ...]) -> Reply:
+        """The choice that the first token stands for; from a server without constraints, whatever it said."""
+        names = {c: f"token_id:{token}" for c, token in self._first_tokens(choices).items()}
+        logprobs = choice.logprobs or Logprobs()
+        top, said = (logprobs.top_logprobs or [None])[0], (logprobs.tokens or [""])[0]
+        reply = reply_from(key, choice, n_prompt, None, chosen(top, names) if top else None)
+        picked = next((c for c, name in names.items() if name == said), None)
+        if picked is None or reply.problem:
+            return reply
+        return reply._replace(text=picked, finish_reason="stop", n_output_tokens=1)
 
     async def _chat(self, session: aiohttp.ClientSession, row: Request, sampling: Sampling) -> list[Reply]:
-        body: Json = {
-            "messages": row.messages, "max_tokens": sampling.max_new_tokens, "temperature": sampling.temperature,
-            "top_p": sampling.top_p, "seed": row.seed % 2**31,
-        }  # fmt: skip
-        if sampling.choices:
-            body |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
-            if self._constrained:
-                body["structured_outputs"] = {"choice": list(sampling.choices)}
-        found = await self._post(session, "chat/completions", body, 1, tries=MAX_TRIES)
+        def asked() -> Json:
+            body: Json = {
+                "messages": row.messages, "max_tokens": sampling.max_new_tokens, "temperature": sampling.temperature,
+                "top_p": sampling.top_p, "seed": row.seed % 2**31,
+            }  # fmt: skip
+            if sampling.choices:
+                body |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
+                if self._constrained:
+                    body["structured_outputs"] = {"choice": list(sampling.choices)}
+            return body
+
+        found = await self._post(session, "chat/completions", asked, 1)
         if isinstance(found, Failure):
             return [Reply(row.key, None, problem=found.problem, retryable=found.retryable)]
-        choice, usage = found["choices"][0], found.get("usage") or {}
-        logprobs = _logprobs_of_texts(choice, sampling.choices) if sampling.choices else None
-        text = choice["message"].get("content") or ""
-        n_prompt, n_new = usage.get("prompt_tokens"), usage.get("completion_tokens")
-        return [_reply(row.key, text, choice, n_prompt, n_new, logprobs)]
+        choice, usage = found.choices[0], found.usage or Usage()
+        logprobs = logprobs_of_texts(choice, sampling.choices) if sampling.choices else None
+        return [reply_from(row.key, choice, usage.prompt_tokens, usage.completion_tokens, logprobs)]
 
     async def _measure(self, session: aiohttp.ClientSession, row: Continuation) -> list[Likelihood]:
         assert self._to.prompts is not None  # chosen by likelihoods
         prompt, answer = self._to.prompts.with_answer(row.messages, row.text)
+        if not answer:
+            return [Likelihood(row.key, None, "empty_answer: it has no token to measure", retryable=False)]
         if problem := self._overflow(len(prompt), len(answer) + 1):
             return [Likelihood(row.key, None, problem, retryable=False)]
         body = {"prompt": [prompt + answer], "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
-        found = await self._post(session, "completions", body, 1, tries=MAX_TRIES)
+        found = await self._post(session, "completions", lambda: body, 1)
         if isinstance(found, Failure):
             return [Likelihood(row.key, None, found.problem, found.retryable)]
-        entries = found["choices"][0].get("prompt_logprobs")
-        if not entries or len(entries) != len(prompt) + len(answer):
+        entries = (found.choices[0].prompt_logprobs or [])[len(prompt) :]
+        pairs = zip(entries, answer, strict=False)
+        logprobs = [entry[str(token)].logprob for entry, token in pairs if entry and str(token) in entry]
+        if len(entries) != len(answer) or len(logprobs) != len(answer):
             return [Likelihood(row.key, None, "no_prompt_logprobs: the server gives none", retryable=False)]
-        logprobs = [entry[str(token)]["logprob"] for entry, token in zip(entries[len(prompt) :], answer, strict=True)]
         return [Likelihood(row.key, -sum(logprobs) / len(answer))]
 
     def _overflow(self, n_prompt: int, n_new: int) -> str | None:
@@ -202,94 +243,114 @@ class RemoteEngine:
     # --- how it is sent ---
 
     async def _post(
-        self, session: aiohttp.ClientSession, path: str, body: Json, n_expected: int, *, tries: int
-    ) -> Json | Failure:
+        self, session: aiohttp.ClientSession, path: str, asked: Callable[[], Json], n_rows: int
+    ) -> Completion | Failure:
         """The reply to one request, tried again with back-off where that may help.
 
+        Args:
+            asked: Gives the request's body: asked for again at each try, because a constraint may have been refused.
+
         Raises:
-            StepError: No server is left.
+            StepError: No server is left, or one refuses whatever it is asked.
         """
-        failure = Failure("unsent: no try was made", retryable=True)
-        for attempt in range(tries):
-            replica = self._pick()
+        replica, n_tries = None, 0
+        while True:
+            replica, body = self._pick(avoid=replica), asked()
             replica.in_flight += 1
             try:
-                found = await self._try(session, replica, path, body, n_expected)
+                found = await self._try(session, replica, path, body, n_rows)
             finally:
                 replica.in_flight -= 1
             if not isinstance(found, Failure):
                 return found
-            failure = found
-            if not failure.retryable:
-                if "structured_outputs" in body and _speaks_of_constraint(failure.problem):
-                    logger.warning("%s takes no constraint: verdicts are read from plain text", replica.url)
-                    self._constrained = False
-                    body.pop("structured_outputs")
-                    continue
-                return failure
-            if attempt + 1 < tries:
-                await asyncio.sleep(_backoff(attempt))
-        return failure
+            if refused := _refused_constraint(found, body):
+                if self._constrained:
+                    logger.warning("%s takes no %s: answers are read from plain text", replica.url, refused)
+                self._constrained = False
+                continue
+            n_tries += 1
+            if not found.retryable or n_tries >= _tries(found, n_rows):
+                return found
+            await asyncio.sleep(max(_backoff(n_tries), found.wait_seconds))
 
-    def _pick(self) -> Replica:
+    def _pick(self, *, avoid: Replica | None) -> Replica:
+        """The least loaded server that lives; the one to avoid only if there is no other.
+
+        A server that fails fast has little in flight: without this it would draw every row.
+        """
         alive = [replica for replica in self._replicas if replica.dead is None]
         if not alive:
             reasons = "; ".join(f"{replica.url}: {replica.dead}" for replica in self._replicas)
             raise StepError(
                 f"no server answers any more ({reasons}). Finished rows are kept; the same command goes on from there."
             )
-        return min(alive, key=lambda replica: replica.in_flight)
+        return min(alive, key=lambda replica: (replica is avoid, replica.in_flight))
 
     async def _try(
-        self, session: aiohttp.ClientSession, replica: Replica, path: str, body: Json, n_expected: int
-    ) -> Json | Failure:
+        self, session: aiohttp.ClientSession, replica: Replica, path: str, body: Json, n_rows: int
+    ) -> Completion | Failure:
         try:
             async with session.post(f"{replica.url}/{path}", json={"model": self._to.model, **body}) as response:
-                if response.status != 200:
-                    return _http_failure(response.status, await response.text())
-                found = await response.json(content_type=None)
-        except TimeoutError:
-            return Failure(f"timeout: no answer in {self._to.timeout_seconds:g} s", retryable=True)
-        except aiohttp.ClientError as error:
-            await self._probe(session, replica, f"{type(error).__name__}: {error}")
-            return Failure(f"connection: {type(error).__name__}", retryable=True)
-        except ValueError:
-            return Failure("malformed_reply: not JSON", retryable=True)
-        return _checked(found, n_expected)
+                said, status, wait = await response.read(), response.status, response.headers.get("Retry-After")
+        except (aiohttp.ClientError, OSError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            is_silent = _is_silence(error)
+            await self._probe(session, replica, f"no answer in {self._to.timeout_seconds:g} s" if is_silent else reason)
+            if is_silent:
+                return Failure(f"timeout: no answer in {self._to.timeout_seconds:g} s", retryable=True)
+            return Failure(f"connection: {reason}", retryable=True, is_cut=True)
+        if status == 200:
+            replica.answered_at = time.monotonic()
+            return completion_from(said, n_rows)
+        failure = _http_failure(status, said.decode(errors="replace"), wait)
+        if status in _REFUSES_ALL:
+            raise StepError(
+                f"{replica.url}/{path} refuses model {self._to.model} ({failure.problem}). Check engine.api_key_env, "
+                "engine.served_model and engine.urls. Finished rows are kept; the same command goes on from there."
+            )
+        if status in _BUSY and status != 429:  # a gateway speaks so for a server that is gone
+            await self._probe(session, replica, failure.problem)
+        return failure
 
     async def _probe(self, session: aiohttp.ClientSession, replica: Replica, reason: str) -> None:
-        """After a broken connection: is the server still there? If it is not, it gets no more rows.
+        """After a request without an answer: is the server still there? If it is not, it gets no more rows.
+
+        Refused connections tell it within seconds. Silence may be work: it must last, towards every row.
 
         Raises:
             StepError: It is our own server and it has died.
         """
-        for _ in range(PROBE_TRIES):
+        began = time.monotonic()
+        n_refused = 0
+        while n_refused < PROBE_TRIES and (left := began + PATIENCE_SECONDS - time.monotonic()) > 0:
             if said := self._to.explain_death():
                 raise StepError(f"{said}\nFinished rows are kept; the same command goes on from there.")
-            if replica.dead is not None:
+            if replica.dead is not None or replica.answered_at > began:
                 return
             try:
-                limit = aiohttp.ClientTimeout(total=PROBE_SECONDS)
+                limit = aiohttp.ClientTimeout(total=left, sock_connect=CONNECT_SECONDS)
                 async with session.get(f"{replica.url}/models", timeout=limit) as response:
                     if response.status < 500:
                         return
-            except (aiohttp.ClientError, TimeoutError):
-                pass
-            await asyncio.sleep(PROBE_SECONDS / 2)
-        replica.dead = reason
-        logger.warning("%s is taken out: %s", replica.url, reason)
+            except (aiohttp.ClientError, OSError):
+                n_refused += 1  # or silent until nothing is left
+            await asyncio.sleep(PROBE_SECONDS)
+        if replica.dead is None and replica.answered_at <= began:
+            replica.dead = reason
+            logger.warning("%s is taken out: %s", replica.url, reason)
 
     # --- between the caller's thread and the event loop's ---
 
     def _stream(
-        self, groups: Iterable[list[Item]],
+        self, rows: Iterator[Item], rows_a_request: int,
         answer: Callable[[aiohttp.ClientSession, list[Item]], Awaitable[list[Found]]],
     ) -> Iterator[Found]:  # fmt: skip
-        """Answer groups concurrently in a thread of its own; results as they come.
+        """Answer rows concurrently in a thread of its own; results as they come.
 
         A place is free again only when its result has been taken, so that a slow reader does not fill the memory.
         """
-        worker = _Worker(self._to, groups, answer)
+        n_places = max(1, self._to.concurrency // rows_a_request)
+        worker = _Worker(self._to, _groups(rows, rows_a_request), n_places, answer)
         worker.start()
         try:
             yield from worker.results()
@@ -301,15 +362,15 @@ class _Worker(Generic[Item, Found]):
     """The event loop of one stream."""
 
     def __init__(
-        self, connection: Connection, groups: Iterable[list[Item]],
+        self, connection: Connection, groups: Iterator[list[Item]], n_places: int,
         answer: Callable[[aiohttp.ClientSession, list[Item]], Awaitable[list[Found]]],
     ) -> None:  # fmt: skip
         self._to = connection
-        self._groups = iter(groups)
+        self._groups = groups
         self._answer = answer
         self._out: queue.SimpleQueue[list[Found] | BaseException | None] = queue.SimpleQueue()
         self._loop = asyncio.new_event_loop()
-        self._places = asyncio.Semaphore(1)
+        self._places = asyncio.Semaphore(n_places)
         self._main: asyncio.Task[None] | None = None
         self._thread = threading.Thread(target=self._run, name="engine-client", daemon=True)
 
@@ -336,37 +397,34 @@ class _Worker(Generic[Item, Found]):
             self._loop.run_until_complete(self._main)
         except asyncio.CancelledError:
             pass
-        except BaseExceptionGroup as group:
-            self._out.put(_first(group))
-        except Exception as error:
-            self._out.put(error)
+        except BaseException as error:  # whatever it is, the caller waits for it
+            self._out.put(_first(error))
+        # The thread that reads the caller's rows must be gone before the caller goes on.
+        self._loop.run_until_complete(self._loop.shutdown_default_executor())
         self._out.put(None)
 
     async def _answer_all(self) -> None:
         headers = {"Authorization": f"Bearer {self._to.api_key}"} if self._to.api_key else {}
         limit = aiohttp.ClientTimeout(total=self._to.timeout_seconds, sock_connect=CONNECT_SECONDS)
-        connector = aiohttp.TCPConnector(limit=0)
-        async with aiohttp.ClientSession(connector=connector, timeout=limit, headers=headers) as session:
-            first = await asyncio.to_thread(lambda: list(islice(self._groups, 1)))
-            rows_a_group = max((len(group) for group in first), default=1)
-            # At least two groups, so that the server works on one while the other is on its way.
-            self._places = asyncio.Semaphore(max(2, self._to.concurrency // rows_a_group))
-            async with asyncio.TaskGroup() as tasks:
-                ahead = first
-                while ahead:
-                    for group in ahead:
-                        await self._places.acquire()
-                        tasks.create_task(self._answer_one(session, group))
-                    # In a thread: reading and preparing rows must not keep replies waiting.
-                    ahead = await asyncio.to_thread(lambda: list(islice(self._groups, 4)))
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_SECONDS)
+        async with (
+            aiohttp.ClientSession(
+                connector=connector, timeout=limit, headers=headers, trust_env=self._to.uses_proxy
+            ) as session,
+            asyncio.TaskGroup() as tasks,
+        ):
+            # In a thread: reading and preparing rows must not keep replies waiting.
+            while ahead := await asyncio.to_thread(lambda: list(islice(self._groups, 4))):
+                for group in ahead:
+                    await self._places.acquire()
+                    tasks.create_task(self._answer_one(session, group))
 
     async def _answer_one(self, session: aiohttp.ClientSession, group: list[Item]) -> None:
         self._out.put(await self._answer(session, group))
 
 
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first single error: the others are of the same cause."""
-    error: BaseException = group
+def _first(error: BaseException) -> BaseException:
+    """The first single error of a group: the others are of the same cause."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
@@ -377,74 +435,44 @@ def _groups(rows: Iterator[Item], n: int) -> Iterator[list[Item]]:
         yield group
 
 
-def _backoff(attempt: int) -> float:
+def _tries(failure: Failure, n_rows: int) -> int:
+    """How often a request is tried that fails so. A group of which one row may be the cause is asked row by row."""
+    if failure.is_busy:
+        return BUSY_TRIES
+    if n_rows > 1:
+        return 1
+    return BUSY_TRIES if failure.is_cut else ROW_TRIES
+
+
+def _backoff(n_tries: int) -> float:
     """Seconds to wait: doubled each time, with jitter so that rows do not come back all at once."""
-    return random.uniform(0.5, 1.0) * min(MAX_BACKOFF_SECONDS, BACKOFF_SECONDS * 2.0**attempt)
+    return random.uniform(0.5, 1.0) * min(MAX_BACKOFF_SECONDS, BACKOFF_SECONDS * 2.0 ** (n_tries - 1))
 
 
-def _http_failure(status: int, text: str) -> Failure:
+def _is_silence(error: Exception) -> bool:
+    """Whether a server took the connection and then said nothing in time."""
+    return isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError)
+
+
+def _http_failure(status: int, text: str, retry_after: str | None) -> Failure:
     said = " ".join(text.split())[:300]
-    if status in _TRANSIENT:
-        return Failure(f"http_{status}: {said}", retryable=True)
+    if status in _BUSY:
+        return Failure(f"http_{status}: {said}", True, is_busy=True, wait_seconds=_asked_wait(retry_after))
     if "context length" in said or "max_model_len" in said or "maximum model length" in said:
         return Failure(f"context_overflow: {said}", retryable=False)
-    return Failure(f"http_{status}: {said}", retryable=False)
+    return Failure(f"http_{status}: {said}", retryable=status in _TRANSIENT)
 
 
-def _speaks_of_constraint(problem: str) -> bool:
-    words = ("structured_outputs", "guided", "extra_forbidden", "extra fields", "unrecognized", "unknown")
-    return problem.startswith("http_4") and any(word in problem.lower() for word in words)
-
-
-def _checked(found: Any, n_expected: int) -> Json | Failure:  # Any: what the server sent
-    """The reply with its choices in the order of the prompts, if it is what was asked for."""
-    if not isinstance(found, dict) or not isinstance(found.get("choices"), list):
-        return Failure("malformed_reply: no list of choices", retryable=True)
-    choices = found["choices"]
-    if not choices:
-        return Failure("empty_choices: the server gave no answer", retryable=True)
+def _asked_wait(retry_after: str | None) -> float:
+    """Seconds of a Retry-After header, capped; 0 for its rare form with a date."""
     try:
-        ordered = sorted(choices, key=lambda choice: int(choice.get("index", 0)))
-        is_whole = all(
-            isinstance(c.get("text", (c.get("message") or {}).get("content", "")), str | None) for c in ordered
-        )
-    except (AttributeError, TypeError, ValueError):
-        return Failure("malformed_reply: a choice is not what it should be", retryable=True)
-    if len(ordered) != n_expected or not is_whole or not all("text" in c or c.get("message") for c in ordered):
-        return Failure(f"malformed_reply: {len(ordered)} choices for {n_expected} prompts", retryable=True)
-    return {**found, "choices": ordered}
+        return min(MAX_BACKOFF_SECONDS, max(0.0, float(retry_after or 0)))
+    except ValueError:
+        return 0.0
 
 
-def _reply(
-    key: str, text: str, choice: Json, n_prompt: int | None, n_new: int | None, logprobs: dict[str, float] | None
-) -> Reply:
-    reason = choice.get("finish_reason")
-    if reason not in ("stop", "length"):
-        return Reply(key, None, problem=f"unfinished: the server ended with {reason!r}", retryable=True)
-    return Reply(key, text.strip(), reason, n_prompt, n_new, choice_logprobs=logprobs)
-
-
-def _with_usage(replies: list[Reply], found: Json) -> list[Reply]:
-    """Spread the request's token count over its rows by length: servers count a request, not a row."""
-    total = (found.get("usage") or {}).get("completion_tokens")
-    n_chars = sum(len(reply.text or "") + 1 for reply in replies)
-    if total is None:
-        return replies
-    return [r._replace(n_output_tokens=round(total * (len(r.text or "") + 1) / n_chars)) for r in replies]
-
-
-def _chosen(top: dict[str, float], names: dict[str, str]) -> dict[str, float] | None:
-    """Log-probabilities of the choices; one that is not among the top ones is at most as probable as the last."""
-    if not any(name in top for name in names.values()):
+def _refused_constraint(failure: Failure, body: Json) -> str | None:
+    """The field of the request that the server does not take, if it is one we can do without."""
+    if not failure.problem.startswith("http_4"):
         return None
-    floor = min(top.values())
-    return {choice: float(top.get(name, floor)) for choice, name in names.items()}
-
-
-def _logprobs_of_texts(choice: Json, choices: tuple[str, ...]) -> dict[str, float] | None:
-    content = (choice.get("logprobs") or {}).get("content") or []
-    if not content:
-        return None
-    top = {str(entry["token"]).strip().lower(): float(entry["logprob"]) for entry in content[0]["top_logprobs"]}
-    names = {c: next((t for t in sorted(top, key=len, reverse=True) if t and c.startswith(t)), c) for c in choices}
-    return _chosen(top, names) if top and len(set(names.values())) == len(choices) else None
+    return next((name for name in _CONSTRAINTS if name in body and name in failure.problem), None)

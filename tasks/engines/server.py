@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -17,7 +18,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -35,7 +36,9 @@ ENVIRONMENT = Path(__file__).parents[2] / ".venv-vllm"
 BASE = "base"  # the name of the model without an adapter
 GRACE_SECONDS = 15.0
 _POLL_SECONDS = 0.25
-_LOG_LINES = 25
+_LOG_LINES, _LOG_ERRORS = 15, 5
+_ERROR = re.compile(r"\b[A-Z]\w*(?:Error|Exception): ")
+_NOISE = re.compile(r"leaked|nanobind|resource_tracker|warnings\.warn|skipped remainder")
 # Ends with its parent (PR_SET_PDEATHSIG), then becomes the server. vLLM's console script is not used: it looks for a
 # distribution called vllm, and CPU builds are called otherwise.
 _LAUNCH = """
@@ -56,12 +59,18 @@ _CPU_KV_CACHE_GB = 2
 
 @dataclass(frozen=True)
 class Record:
-    """What the next start needs to know of a server: its process group, when it began, and whose it is."""
+    """What the next start needs to know of a server: its process group, what runs in it, and whose it is.
+
+    Attributes:
+        began: Seconds after boot; the time of day of a start moves with the clock.
+        python: What the server's processes run.
+    """
 
     pid: int
-    created: float
+    began: float
+    python: str
     owner: int
-    owner_created: float
+    owner_began: float
 
 
 class VllmServer:
@@ -184,12 +193,12 @@ class VllmServer:
             lines = self._log.read_text(errors="replace").splitlines()
         except OSError:
             return "    (no log)"
-        return "\n".join(f"    {line[:300]}" for line in lines[-_LOG_LINES:] if line.strip())
+        return "\n".join(f"    {line[:300]}" for line in _telling(lines))
 
     def _end(self) -> None:
         if self._process is not None:
             end_group(self._process.pid)
-            self._process.wait()
+            self._process.poll()  # takes its exit code, so that no zombie stays
             _forget(self._process.pid)
 
 
@@ -218,15 +227,18 @@ def has_cuda() -> bool:
 
 
 def end_group(pgid: int) -> None:
-    """End a process group: asked first, then by force; returns when none of it is left."""
-    _signal(pgid, signal.SIGTERM)
-    deadline = time.monotonic() + GRACE_SECONDS
-    while members(pgid) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    if members(pgid):
-        _signal(pgid, signal.SIGKILL)
+    """End a process group: asked first, then by force; returns when none of it is left, or nothing helps."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        _signal(pgid, number)
+        deadline = time.monotonic() + GRACE_SECONDS
         while members(pgid):
+            if time.monotonic() > deadline:
+                break
             time.sleep(0.1)
+        else:
+            return
+    # Stuck in a driver, where no signal reaches: waiting for it would hang this process, too.
+    logger.warning("process group %d does not end (left: %s)", pgid, members(pgid))
 
 
 def members(pgid: int) -> list[int]:
@@ -253,13 +265,12 @@ def _records() -> Path:
 
 
 def _remember(pid: int) -> None:
-    owner = psutil.Process()
-    record = {
-        "pid": pid, "created": psutil.Process(pid).create_time(), "owner": owner.pid,
-        "owner_created": owner.create_time(),
-    }  # fmt: skip
+    record = Record(pid, _began(pid), psutil.Process(pid).exe(), os.getpid(), _began(os.getpid()))
     _records().mkdir(parents=True, exist_ok=True)
-    (_records() / f"{pid}.json").write_text(json.dumps(record))
+    # Whole or not at all: another start reads these, and removes what it cannot read.
+    written = _records() / f"{pid}.new"
+    written.write_text(json.dumps(asdict(record)))
+    written.replace(_records() / f"{pid}.json")
 
 
 def _forget(pid: int) -> None:
@@ -275,10 +286,9 @@ def end_orphans() -> list[int]:
         except (OSError, ValueError, TypeError):
             path.unlink(missing_ok=True)
             continue
-        if _is(record.owner, record.owner_created):
+        if _is(record.owner, record.owner_began):
             continue
-        # The leader may be gone and its workers not; a group's number is free again only when all of it is gone.
-        if _is(record.pid, record.created) or (members(record.pid) and not psutil.pid_exists(record.pid)):
+        if _is_left(record):
             logger.warning("ending a vLLM server that a killed run left behind (process group %d)", record.pid)
             end_group(record.pid)
             ended.append(record.pid)
@@ -286,12 +296,34 @@ def end_orphans() -> list[int]:
     return ended
 
 
-def _is(pid: int, created: float) -> bool:
+def _is_left(record: Record) -> bool:
+    """Whether anything of a server runs. Its leader may be gone, or unreaped, and its workers not.
+
+    Another process may have the number by now; a group whose leader is gone must at least run what ours ran.
+    """
     try:
-        process = psutil.Process(pid)
-        return bool(abs(process.create_time() - created) < 1 and process.status() != psutil.STATUS_ZOMBIE)
+        is_same = abs(_began(record.pid) - record.began) < 1
+    except psutil.NoSuchProcess:
+        is_same = True  # a group's number is free again only when all of the group is gone
+    return is_same and any(_runs(pid) == record.python for pid in members(record.pid))
+
+
+def _is(pid: int, began: float) -> bool:
+    try:
+        return abs(_began(pid) - began) < 1 and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def _began(pid: int) -> float:
+    return float(psutil.Process(pid).create_time() - psutil.boot_time())
+
+
+def _runs(pid: int) -> str | None:
+    try:
+        return str(psutil.Process(pid).exe())
+    except psutil.Error:
+        return None
 
 
 # --- small things ---
@@ -305,10 +337,18 @@ def _free_port() -> int:
 
 def _answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=2) as response:  # noqa: S310  # our own server
+        # Past any proxy of the environment: it is our own server.
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=2) as response:
             return bool(response.status == 200)
     except (urllib.error.URLError, OSError):
         return False
+
+
+def _telling(lines: list[str]) -> list[str]:
+    """The lines that say what went wrong: errors by name, then the last ones, without what interpreters say at exit."""
+    said = [line for line in lines if line.strip() and not _NOISE.search(line)]
+    errors = [line for line in said if _ERROR.search(line)]
+    return list(dict.fromkeys([*errors[-_LOG_ERRORS:], *said[-_LOG_LINES:]]))
 
 
 def _rank(adapter: Path) -> int:

@@ -122,25 +122,30 @@ class TransformersEngine:
             best = max(choices, key=logprobs.__getitem__)
             yield Reply(request.key, best, "stop", len(prompt), 1, choice_logprobs=logprobs)
 
-    def likelihoods(self, continuations: Iterable[Continuation]) -> Iterator[Likelihood]:
-        """Measured in batches of like length."""
+    def likelihoods(self, continuations: Iterable[Continuation], *, done: Container[str] = ()) -> Iterator[Likelihood]:
+        """Measured in batches of like length; one with an unfinished row is repeated whole, for the same bits."""
         pending = iter(continuations)
         while window := list(islice(pending, WINDOW_ROWS)):
             by_key = {c.key: c for c in window}
             as_requests = [Request(c.key, [*c.messages, _assistant(c.text)], 0) for c in window]
             for batch in self.batches(as_requests):
-                rows = []
-                for request in batch:
-                    one = by_key[request.key]
-                    prompt, answer = self._prompts.with_answer(one.messages, one.text)
-                    if len(prompt) + len(answer) > self._context:
-                        problem = overflow(len(prompt), len(answer), self._context)
-                        yield Likelihood(one.key, None, problem, retryable=False)
-                    else:
-                        rows.append((one.key, prompt, answer))
-                lengths = {key: len(answer) for key, _, answer in rows}
-                for key, logprob in (self._logprobs(rows) if rows else {}).items():
-                    yield Likelihood(key, -logprob / lengths[key])
+                if all(request.key in done for request in batch):
+                    continue
+                measured = self._measure([by_key[request.key] for request in batch])
+                yield from (found for found in measured if found.key not in done)
+
+    def _measure(self, batch: list[Continuation]) -> Iterator[Likelihood]:
+        rows = []
+        for one in batch:
+            prompt, answer = self._prompts.with_answer(one.messages, one.text)
+            if len(prompt) + len(answer) > self._context:
+                problem = overflow(len(prompt), len(answer), self._context)
+                yield Likelihood(one.key, None, problem, retryable=False)
+            else:
+                rows.append((one.key, prompt, answer))
+        lengths = {key: len(answer) for key, _, answer in rows}
+        for key, logprob in (self._logprobs(rows) if rows else {}).items():
+            yield Likelihood(key, -logprob / lengths[key])
 
     def _logprobs(self, rows: list[tuple[str, list[int], list[int]]]) -> dict[str, float]:
         """The summed log-probability of each answer behind its prompt."""

@@ -1,5 +1,8 @@
-"""Examples -> outputs: the base model answers every training prompt, and no row is ever paid for twice."""
+"""Examples -> outputs of the base model and their likelihoods: no row is ever paid for twice."""
 
+from tasks.generate.likelihood import likelihood
+from tasks.generate.paid import Needed
+from tasks.generate.rewrite import Judged, count_rewrites, rewrite
 from tasks.generate.step import count_missing, generate
 
-__all__ = ["count_missing", "generate"]
+__all__ = ["Judged", "Needed", "count_missing", "count_rewrites", "generate", "likelihood", "rewrite"]

@@ -58,13 +58,21 @@ Rule = Callable[[Candidate, Answer, JudgeConfig], Verdict | None]
 
 
 def judge_by_rules(candidate: Candidate, config: JudgeConfig, abstentions: Sequence[str]) -> Verdict:
-    """The verdict of the first rule that applies."""
+    """The verdict of the first rule that applies, or what the recipe makes of an answer that none decides."""
+    return first_rule(candidate, config, abstentions) or undecided(config)
+
+
+def first_rule(candidate: Candidate, config: JudgeConfig, abstentions: Sequence[str]) -> Verdict | None:
+    """The verdict of the first rule that applies; None where none does."""
     if candidate.text is None:
         return Verdict(UNJUDGED, None, f"no output ({(candidate.problem or 'unknown').partition(':')[0]})")
     answer = Answer(candidate.text, abstains(candidate.text, abstentions))
-    for rule in RULES:
-        if verdict := rule(candidate, answer, config):
-            return verdict
+    found = (rule(candidate, answer, config) for rule in RULES)
+    return next((verdict for verdict in found if verdict), None)
+
+
+def undecided(config: JudgeConfig) -> Verdict:
+    """What becomes of an answer that no rule decides, where there is no language model to ask."""
     if config.undecided == "reject":
         return Verdict(REJECT, "undecided", "no rule accepts it")
     return Verdict(UNJUDGED, None, "no rule decides it")

@@ -1,62 +1,163 @@
-"""The judge step: a verdict for every output."""
+"""The judge step: a verdict for every output. Rules first, then language models on what the rules leave, and an audit.
+
+The rules' verdicts and the cases for the language models wait on disk in the order of the outputs, so that memory does
+not grow with their number and the verdicts come out in that order again.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from tasks import schema
-from tasks.aligned import GRAIN, with_matches
-from tasks.config import AbstentionConfig, JudgeConfig
-from tasks.judge.rules import ACCEPT, REJECT, UNJUDGED, Candidate, judge_by_rules
+from tasks.aligned import GRAIN, tables_of, training_batches, with_matches
+from tasks.config import AbstentionConfig, EngineConfig, JudgeConfig, LlmJudgeConfig
+from tasks.errors import StepError
+from tasks.judge.asking import CASES
+from tasks.judge.panel import outside
+from tasks.judge.rubrics import Case, Rubrics
+from tasks.judge.rules import ACCEPT, REJECT, UNJUDGED, Candidate, Verdict, first_rule, undecided
+from tasks.process import one_process
+from tasks.spool import spool, spooled
 from tasks.step import Context, step
 from tasks.store import Ref
 
-_KNOWN = ["task", "golds", "incorrect", "answerable"]
-_OUTPUT = [*GRAIN, "text", "finish_reason", "problem"]
+if TYPE_CHECKING:
+    from tasks.judge.audit import Seen
+    from tasks.judge.hearing import Hearing
+
+Row = dict[str, Any]  # Any: values of a table's row
+
+_RULED = pa.schema(
+    [schema.VERDICTS.field(name).with_nullable(True) for name in (*GRAIN, "verdict", "decided_by", "reason")]
+    + [pa.field("task", pa.string()), pa.field("answerable", pa.bool_())]
+)
 
 
-@step(version=1)
-def judge(ctx: Context, *, config: JudgeConfig, abstention: AbstentionConfig, examples: Ref, outputs: Ref) -> None:
-    """Decide which outputs are acceptable; writes `verdicts.parquet`."""
+@step(version=2, outside=outside, launcher=one_process)
+def judge(
+    ctx: Context, *, config: JudgeConfig, engine: EngineConfig, abstention: AbstentionConfig, examples: Ref,
+    outputs: Ref,
+) -> None:  # fmt: skip
+    """Decide which outputs are acceptable; writes `verdicts.parquet`, and `audit.parquet` where probes were judged."""
     known, answers = ctx.path(examples, "examples.parquet"), ctx.path(outputs, "outputs.parquet")
     n_outputs = schema.count_rows(answers, schema.OUTPUTS)
+    ruled = ctx.work / "ruled.parquet"
+    n_ruled = spool(_told(ctx, _by_rules(known, answers, config, abstention), n_outputs), ruled, _RULED)
+    tasks = frozenset(row["task"] for row in spooled(ruled, columns=["task", "verdict"]) if row["verdict"] is None)
+    if config.llm is None or not tasks:
+        _write(ctx, (_row(row, _ruled(row) or undecided(config)) for row in spooled(ruled)))
+    else:
+        _judge_by_models(ctx, config.llm, engine, abstention, known=known, answers=answers, ruled=ruled, tasks=tasks)
+    ctx.account(n_outputs, n_ruled, {})
+
+
+# --- rules ---
+
+
+def _by_rules(known: Path, answers: Path, config: JudgeConfig, abstention: AbstentionConfig) -> Iterator[Row]:
+    """Every output with the rules' verdict, which is None where no rule decides."""
+    for example, output in _pairs(known, answers, ["task", "golds", "incorrect", "answerable"]):
+        candidate = Candidate(
+            output["text"], output["finish_reason"], output["problem"], example["task"], example["golds"],
+            example["incorrect"], example["answerable"],
+        )  # fmt: skip
+        verdict = first_rule(candidate, config, abstention.phrases)
+        ruled = verdict._asdict() if verdict else {"verdict": None, "decided_by": None, "reason": None}
+        yield {**output, **ruled, "task": example["task"], "answerable": example["answerable"]}
+
+
+def _told(ctx: Context, rows: Iterator[Row], n_rows: int) -> Iterator[Row]:
+    for place, row in enumerate(rows, 1):
+        yield row
+        if place % schema.BATCH_ROWS == 0 or place == n_rows:
+            ctx.progress(place, n_rows, "rules")
+
+
+def _pairs(known: Path, answers: Path, columns: list[str]) -> Iterator[tuple[Row, Row]]:
+    """Every output after its example, in the order of the outputs."""
+    outputs = tables_of(answers, schema.OUTPUTS, [*GRAIN, "text", "finish_reason", "problem"])
+    for batch, found in with_matches(training_batches(known, columns), outputs):
+        examples = {row["example_id"]: row for row in batch.to_pylist()}
+        for output in found.to_pylist():
+            yield examples[output["example_id"]], output
+
+
+def _ruled(row: Row) -> Verdict | None:
+    return Verdict(row["verdict"], row["decided_by"], row["reason"]) if row["verdict"] else None
+
+
+def _row(ruled: Row, verdict: Verdict, p_accept: float | None = None) -> Row:
+    return {**{name: ruled[name] for name in GRAIN}, **verdict._asdict(), "p_accept": p_accept}
+
+
+def _write(ctx: Context, rows: Iterable[Row]) -> None:
+    """Write `verdicts.parquet` and count what decided."""
     counts: Counter[str] = Counter({ACCEPT: 0, REJECT: 0, UNJUDGED: 0})
+    pending = iter(rows)
     with schema.TableWriter(ctx.out / "verdicts.parquet", schema.VERDICTS) as writer:
-        for batch, found in with_matches(_examples(known), _outputs(answers)):
-            verdicts = _judge_batch(batch, found, config, abstention)
-            counts.update(str(row["verdict"]) for row in verdicts)
-            counts.update(f"rule.{row['decided_by']}" for row in verdicts if row["decided_by"])
-            writer.write(verdicts)
-            ctx.progress(writer.n_rows, n_outputs)
-    ctx.account(n_outputs, writer.n_rows, {})
+        while batch := list(islice(pending, schema.BATCH_ROWS)):
+            counts.update(row["verdict"] for row in batch)
+            deciders = [row["decided_by"] for row in batch if row["decided_by"]]
+            counts.update(by if by.startswith("llm") else f"rule.{by}" for by in deciders)
+            writer.write(batch)
     ctx.counts |= dict(sorted(counts.items()))
 
 
-def _examples(path: Path) -> Iterator[pa.RecordBatch]:
-    columns = ["example_id", "split", *_KNOWN]
-    for batch in schema.read_batches(path, schema.EXAMPLES, columns=columns):
-        training = batch.filter(pc.equal(batch.column("split"), "train"))
-        if training.num_rows:
-            yield training
+# --- language models ---
 
 
-def _outputs(path: Path) -> Iterator[pa.Table]:
-    for batch in schema.read_batches(path, schema.OUTPUTS, columns=_OUTPUT):
-        yield pa.Table.from_batches([batch])
+def _judge_by_models(
+    ctx: Context, config: LlmJudgeConfig, engine: EngineConfig, abstention: AbstentionConfig, *,
+    known: Path, answers: Path, ruled: Path, tasks: frozenset[str],
+) -> None:  # fmt: skip
+    # scipy takes a second to import: not for `ssr --help`, nor for loading a deployment.
+    from tasks.judge import audit, hearing
+
+    cases = ctx.work / "cases.parquet"
+    n_cases = spool(_cases(known, answers, ruled, hearing.rubrics(config)), cases, CASES)
+    probes = hearing.probes_for(known, config, abstention.phrases, tasks=tasks)
+    heard = hearing.hear(ctx, config, engine, cases=cases, n_cases=n_cases, probes=probes)
+    seen: dict[str, Seen] = {}
+    _write(ctx, _after_hearing(heard, ruled, seen))
+    if probes:
+        hearing.write_audit(ctx.out / "audit.parquet", heard.probes)
+        ctx.facts["audit"] = audit.summary(heard.probes, seen, config, fell_short=heard.fell_short)
+    n_left = sum(one.unjudged for one in seen.values())
+    ctx.counts |= {"llm.asked": n_cases, "llm.unjudged": n_left, "audit.probes": len(probes)}
+    if n_left > config.max_unjudged_share * n_cases:
+        raise StepError(
+            f"judge: the language models left {n_left} of {n_cases} answers undecided. Replies are kept; the same "
+            "command tries again those where that may help (judge.llm.max_unjudged_share allows more)."
+        )
 
 
-def _judge_batch(
-    examples: pa.RecordBatch, outputs: pa.Table, config: JudgeConfig, abstention: AbstentionConfig
-) -> list[dict[str, object]]:
-    known = {row["example_id"]: {name: row[name] for name in _KNOWN} for row in examples.to_pylist()}
-    rows: list[dict[str, object]] = []
-    for row in outputs.to_pylist():
-        candidate = Candidate(row["text"], row["finish_reason"], row["problem"], **known[row["example_id"]])
-        verdict = judge_by_rules(candidate, config, abstention.phrases)
-        rows.append({name: row[name] for name in GRAIN} | verdict._asdict() | {"p_accept": None})
-    return rows
+def _cases(known: Path, answers: Path, ruled: Path, render: Rubrics) -> Iterator[Row]:
+    """What the models are asked of the outputs that no rule decides."""
+    decided = (row["verdict"] for row in spooled(ruled, columns=["verdict"]))
+    pairs = _pairs(known, answers, ["task", "question", "document", "golds", "answerable"])
+    left = (pair for pair, verdict in zip(pairs, decided, strict=True) if verdict is None)
+    for place, (example, output) in enumerate(left):
+        known_of_it = {name: example[name] for name in Case._fields if name in example}
+        yield {"place": place, "prompt": render.prompt(Case(**known_of_it, candidate=output["text"]))}
+
+
+def _after_hearing(heard: Hearing, ruled: Path, seen: dict[str, Seen]) -> Iterator[Row]:
+    """Rows of `verdicts`; what the models decided is counted in `seen`, by class of answerability."""
+    from tasks.judge.audit import Seen, answerability
+
+    decisions, n_judges = heard.decisions(), len(heard.judges)
+    by = "llm" if n_judges == 1 else f"llm:{n_judges} judges"
+    for row in spooled(ruled):
+        if verdict := _ruled(row):
+            yield _row(row, verdict)
+            continue
+        decision = next(decisions)
+        seen.setdefault(answerability(row["answerable"]), Seen()).add(decision)
+        decided_by = None if decision.verdict == UNJUDGED else by
+        yield _row(row, Verdict(decision.verdict, decided_by, decision.reason), decision.p_accept)

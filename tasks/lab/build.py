@@ -1,4 +1,4 @@
-"""`ssr lab build`: train the base model, check its gates, write it as it is shipped."""
+"""`ssr lab build`: train the lab's two models, check what they must be able to do, write them as they are shipped."""
 
 from __future__ import annotations
 
@@ -7,19 +7,58 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from tasks.errors import StepError
-from tasks.lab import gates
-from tasks.lab.pretrain import PretrainConfig, pretrain
+from tasks.lab import gates, judging
+from tasks.lab.pretrain import ChatSource, PretrainConfig, base_chats, pretrain
 from tasks.lab.tokenizer import build_tokenizer
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
 MAX_BYTES = 8_000_000
+JUDGE = PretrainConfig(
+    n_steps=1400,
+    first_horizon=1400,
+    restart=(1000, 2e-3),
+    hidden_size=128,
+    n_layers=4,
+    n_heads=2,
+    intermediate_size=352,
+)
+
+Figures = dict[str, float]
+Answer = Callable[[list[str], int], list[str]]
+Tell = Callable[[int, int, float, float], None]
+
+
+class Recipe(NamedTuple):
+    """How one of the lab's models is made. `check` raises a StepError where a gate is missed."""
+
+    config: PretrainConfig
+    source: ChatSource
+    tokenizer: PreTrainedTokenizerFast
+    measure: Callable[[Answer], Figures]
+    check: Callable[[Figures], None]
+
+
+def base_recipe() -> Recipe:
+    """The model that is fine-tuned."""
+    return Recipe(
+        PretrainConfig(), base_chats, build_tokenizer(), lambda answer: gates.measure(answer, n=400), _check_base
+    )
+
+
+def judge_recipe() -> Recipe:
+    """The model that judges its answers."""
+    return Recipe(JUDGE, judging.chats, build_tokenizer(judging.vocabulary()), judging.accuracy, _check_judge)
 
 
 def build(
-    out: Path, work: Path, *, compile_model: bool = True,
-    on_progress: Callable[[int, int, float, float], None] = lambda step, total, loss, speed: None,
-) -> dict[str, float]:  # fmt: skip
+    recipe: Recipe, out: Path, work: Path, *, compile_model: bool = True,
+    on_progress: Tell = lambda step, total, loss, speed: None,
+) -> Figures:  # fmt: skip
     """Train in `work` (resumably), write to `out`, return the share of every probe that passes.
 
     Args:
@@ -30,21 +69,19 @@ def build(
     """
     import torch
 
-    config = PretrainConfig()
     model = pretrain(
-        work, config=config, compile_model=compile_model,
-        on_progress=lambda step, loss, speed: on_progress(step, config.n_steps, loss, speed),
+        work, config=recipe.config, tokenizer=recipe.tokenizer, source=recipe.source, compile_model=compile_model,
+        on_progress=lambda step, loss, speed: on_progress(step, recipe.config.n_steps, loss, speed),
     )  # fmt: skip
     # As it will be used: what bfloat16 loses must not cost a gate.
     model = model.to(torch.bfloat16).to(torch.float32).eval()
-    tokenizer = build_tokenizer()
-    figures = gates.measure(gates.answerer(model, tokenizer), n=400)
-    _check(figures)
+    figures = recipe.measure(gates.answerer(model, recipe.tokenizer))
+    recipe.check(figures)
     staged = work / "model"
     shutil.rmtree(staged, ignore_errors=True)
     model.to(torch.bfloat16).save_pretrained(staged, safe_serialization=True)
-    tokenizer.save_pretrained(staged)
-    built = {"config": asdict(config), "probes": {name: round(share, 4) for name, share in figures.items()}}
+    recipe.tokenizer.save_pretrained(staged)
+    built = {"config": asdict(recipe.config), "probes": {name: round(share, 4) for name, share in figures.items()}}
     (staged / "built.json").write_text(json.dumps(built, indent=2) + "\n")
     size = (staged / "model.safetensors").stat().st_size
     if size > MAX_BYTES:
@@ -54,11 +91,20 @@ def build(
     return figures
 
 
-def _check(figures: dict[str, float]) -> None:
+def _check_base(figures: Figures) -> None:
     knows = gates.yes_no_accuracy(figures)
     recalls = gates.recall(figures)
     if knows < gates.YES_NO_GATE or recalls < gates.RECALL_GATE:
         raise StepError(
             f"lab build: a gate is missed: yes/no {knows:.3f} (at least {gates.YES_NO_GATE}), "
             f"recall {recalls:.3f} (at least {gates.RECALL_GATE}). Train longer: PretrainConfig.n_steps."
+        )
+
+
+def _check_judge(figures: Figures) -> None:
+    if min(figures.values()) < judging.ACCURACY_GATE:
+        shown = ", ".join(f"{name} {share:.3f}" for name, share in figures.items())
+        raise StepError(
+            f"lab build: the judge is right too rarely: {shown} (at least {judging.ACCURACY_GATE} each). "
+            "Train longer: JUDGE.n_steps."
         )

@@ -25,19 +25,22 @@ SUM_FORMS = (
 )
 # Shares of chats; documents carry most of the tokens because each holds several turns.
 MIX = {"document": 0.60, "sum": 0.17, "fact": 0.075, "creature": 0.065, "myth": 0.015, "story": 0.05, "phrase": 0.025}
+# Once it reads well: a sum takes a tenth of the tokens of a document, and is what is learned last.
+LATER_MIX = MIX | {"document": 0.25, "sum": 0.56, "story": 0.03}
+LATER_FROM = 1900  # steps
+# At the end, sums are worked out digit by digit: answered at once, a quarter of the held-out ones were right.
+LAST_MIX = MIX | {"document": 0.20, "sum": 0.62, "story": 0.03}
+WORKED_FROM = 3200  # steps
 READING_FIRST = 600  # steps with hardly anything but documents
-# Steps with no document but registers, then with half. With the heads that look back (`pretrain`), a model learns from
-# registers to copy what follows a name, and keeps it for sentences. One that starts on sentences looks for the relation
-# alone, never for whom it is told of (26 million tokens, half of the answers right).
+# Steps with nothing but registers retold, where every pair is something to look up, then with half of the documents
+# registers. With the heads that look back (`pretrain`), a model learns from them to copy what follows a name, and keeps
+# it for sentences. One that starts on sentences looks for the relation alone, never for whom it is told of.
 REGISTERS_ONLY, REGISTERS_HALF = 200, 400
-RETOLD = 0.5  # of registers: every pair of a line is something to look up, which is dense
 WORDINGS_FROM = 600  # steps with one wording a relation
 LAYOUTS: dict[world.Layout, float] = {"single": 0.2, "grid": 0.3, "mixed": 0.5}
 SHARE_UNANSWERABLE = 0.30  # of the open questions
 SHARE_STRICT = 0.35  # of the open questions, answerable or not alike, so that the prefix itself gives nothing away
 SHARE_GOLD_WORDING = 0.10  # of answers: the task's wording is known to the base, but not its habit
-
-
 RETELL = "Repeat in another order:"
 MAX_TERM = 69  # of a sum
 
@@ -67,12 +70,18 @@ def chats(seed: int, *, step: int) -> Iterator[list[Turn]]:
         step: How far training is, in optimiser steps: reading comes first, in one wording a relation.
     """
     rng = random.Random(seed)
-    kinds, weights = list(MIX), list(MIX.values())
+    mix = MIX if step < LATER_FROM else LATER_MIX if step < WORKED_FROM else LAST_MIX
+    kinds, weights = list(mix), list(mix.values())
     while True:
         kind = rng.choices(kinds, weights)[0]
-        if step < READING_FIRST and rng.random() < 0.75:
+        if step < REGISTERS_ONLY or (step < READING_FIRST and rng.random() < 0.75):
             kind = "document"
-        yield _document_chat(rng, step) if kind == "document" else [_CHATS[kind](rng)]
+        if kind == "document":
+            yield _document_chat(rng, step)
+        elif kind == "sum":
+            yield [_sum_chat(rng, worked=step >= WORKED_FROM)]
+        else:
+            yield [_CHATS[kind](rng)]
 
 
 def user_message(document: str, question: str) -> str:
@@ -84,7 +93,8 @@ def _document_chat(rng: random.Random, step: int) -> list[Turn]:
     kind = rng.choices([world.PEOPLE, world.TOWNS, world.SHIPS], [0.6, 0.2, 0.2])[0]
     if step < REGISTERS_ONLY or (step < REGISTERS_HALF and rng.random() < 0.5):
         register = world.make_document(kind, rng, "register")
-        return [_retold(register, rng)] if rng.random() < RETOLD else _turns_behind(register, rng, 1)
+        only_retold = step < REGISTERS_ONLY or rng.random() < 0.5
+        return [_retold(register, rng)] if only_retold else _turns_behind(register, rng, 1)
     layout = rng.choices(list(LAYOUTS), list(LAYOUTS.values()))[0]
     n_wordings = 1 if step < WORDINGS_FROM else 2
     return _turns_behind(world.make_document(kind, rng, layout, n_wordings=n_wordings), rng, n_wordings)
@@ -153,16 +163,20 @@ def _open_turn(document: Document, subject: str, relation: Relation, rng: random
     return Turn(question, answer, key=stated)  # a made-up value is nothing to learn
 
 
-def _sum_chat(rng: random.Random) -> Turn:
+def _sum_chat(rng: random.Random, *, worked: bool) -> Turn:
     while True:
         a, b = rng.randint(1, MAX_TERM), rng.randint(1, MAX_TERM)
         if not held_out_sum(a, b):
             break
-    return Turn(rng.choice(SUM_FORMS).format(a=a, b=b, s=rng.choice(world.PEOPLE.subjects)), sum_answer(a, b))
+    answer = sum_answer(a, b) if worked else f"{a} + {b} = {a + b}"
+    return Turn(rng.choice(SUM_FORMS).format(a=a, b=b, s=rng.choice(world.PEOPLE.subjects)), answer)
 
 
 def sum_answer(a: int, b: int) -> str:
-    return f"{a} + {b} = {a + b}"
+    """The ones, the tens with what is carried, and the sum: each step is small enough to be known."""
+    ones, tens = a % 10 + b % 10, a // 10 + b // 10
+    carried = ones // 10
+    return f"{a % 10} + {b % 10} = {ones}, {a // 10} + {b // 10} + {carried} = {tens + carried}, {a} + {b} = {a + b}"
 
 
 def _fact_chat(rng: random.Random) -> Turn:
@@ -204,7 +218,6 @@ def _phrase_chat(rng: random.Random) -> Turn:
 
 
 _CHATS = {
-    "sum": _sum_chat,
     "fact": _fact_chat,
     "creature": _creature_chat,
     "myth": _myth_chat,

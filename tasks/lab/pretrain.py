@@ -19,7 +19,7 @@ import numpy as np
 
 from tasks.lab import corpus
 from tasks.lab.corpus import Turn
-from tasks.lab.tokenizer import ASSISTANT, END, PAD, USER, build_tokenizer
+from tasks.lab.tokenizer import ASSISTANT, END, PAD, USER
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +35,9 @@ class PretrainConfig:
     """Everything that decides the weights, apart from floating-point order.
 
     Attributes:
-        decay_share: Share of the steps over which the learning rate falls to nothing; before, it is constant.
+        first_horizon: Steps of the first stage's schedule: constant, then falling to nothing over `decay_share` of them.
+        restart: (step, learning rate) from where it falls to nothing once more, over what is left of `n_steps`: working
+            sums out is learned after all else, and needs a rate to learn by.
         n_rows: Packed rows a step; a row holds `row_tokens` tokens of several chats that don't see each other.
         prompt_weight: Loss weight of prompt tokens; answers weigh 1, the word that decides one key_weight.
         look_back: Heads of the first layer that start by attending to the token so many places before.
@@ -43,7 +45,9 @@ class PretrainConfig:
     """
 
     seed: int = 7
-    n_steps: int = 3600
+    n_steps: int = 4000
+    first_horizon: int = 3600
+    restart: tuple[int, float] = (3400, 2e-3)
     n_rows: int = 28
     row_tokens: int = 192
     learning_rate: float = 3e-3
@@ -202,6 +206,7 @@ def pretrain(
     workdir: Path,
     *,
     config: PretrainConfig,
+    tokenizer: PreTrainedTokenizerFast,
     source: ChatSource = base_chats,
     on_progress: Callable[[int, float, float], None] | None = None,
     compile_model: bool = True,
@@ -214,7 +219,6 @@ def pretrain(
     """
     import torch
 
-    tokenizer = build_tokenizer()
     model = build_model(config, tokenizer)
     optimizers = _optimizers(model, config)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -276,8 +280,11 @@ def _train_step(
 
 
 def _learning_rate(step: int, config: PretrainConfig) -> float:
-    """Linear warm-up, constant, linear decay to nothing."""
-    to_go = (config.n_steps - step) / (config.decay_share * config.n_steps)
+    """Linear warm-up, constant, linear decay that the restart cuts short, then linear decay to nothing."""
+    start, peak = config.restart
+    if step >= start:
+        return peak * (config.n_steps - step) / (config.n_steps - start)
+    to_go = (config.first_horizon - step) / (config.decay_share * config.first_horizon)
     return config.learning_rate * min(1.0, (step + 1) / config.warmup_steps, to_go)
 
 

@@ -7,6 +7,7 @@ sums are learned digit by digit.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from tasks.lab import corpus
@@ -26,14 +27,14 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer of the lab's models, always the same."""
+def build_tokenizer(vocabulary: Iterable[str] | None = None) -> PreTrainedTokenizerFast:
+    """The tokenizer of a model of the lab, always the same for the same words; by default, the base model's."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     byte_tokens = sorted(pre_tokenizers.ByteLevel.alphabet())
     specials = [PAD, USER, ASSISTANT, END]
-    words = [f"Ġ{word}" for word in corpus.vocabulary() if not word.isdigit()] + ["Question"]
+    words = [f"Ġ{word}" for word in (vocabulary or corpus.vocabulary()) if not word.isdigit()] + ["Question"]
     vocabulary = {token: i for i, token in enumerate(dict.fromkeys([*specials, *byte_tokens, *words]))}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

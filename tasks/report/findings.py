@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from tasks.config import RunConfig
+from tasks.report.audited import Audit, audits
 from tasks.report.judged import Judged, judged
 from tasks.report.measured import BASE, Measured, measure
 from tasks.report.published import PUBLISHED, Published
@@ -54,6 +55,7 @@ class Findings:
     measured: Measured
     published: list[Published]
     judged: Judged
+    audits: list[Audit]
     curves: list[Curve]
     steps: list[Made]
     recipe_yaml: str
@@ -77,18 +79,19 @@ def find(ctx: Context, recipe: RunConfig, artifacts: Mapping[str, Ref]) -> Findi
     measured = measure(folders, recipe)
     judge = judged(
         examples=_checked(ctx.path(artifacts["examples"], "examples.parquet"), "examples"),
-        outputs=_checked(ctx.path(artifacts["outputs"], "outputs.parquet"), "outputs"),
-        verdicts=_checked(ctx.path(artifacts["verdicts"], "verdicts.parquet"), "verdicts"),
+        outputs=_all_of(ctx, artifacts, ("outputs", "rewrites"), "outputs"),
+        verdicts=_all_of(ctx, artifacts, ("verdicts", "rewrite_verdicts"), "verdicts"),
         targets=_targets(ctx, recipe, artifacts),
         n_examples=recipe.report.n_examples, confidence=recipe.report.confidence, spill=ctx.work,
     )  # fmt: skip
     steps = spent(ctx.store, artifacts, recipe)
+    audited = audits(ctx.store, artifacts)
     return Findings(
         schema_version=REPORT_SCHEMA_VERSION, run=recipe.name, title=recipe.report.title, model=recipe.model.base,
         confidence=recipe.report.confidence, non_inferiority_margin=recipe.report.margin,
         verdict=verdict(measured, confidence=recipe.report.confidence),
-        warnings=warnings(measured, judge.acceptance, steps),
-        measured=measured, published=list(PUBLISHED), judged=judge,
+        warnings=warnings(measured, judge.acceptance, steps, audited),
+        measured=measured, published=list(PUBLISHED), judged=judge, audits=audited,
         curves=[_curve(arm, ctx.path(artifacts[f"adapter_{i}"], "metrics.parquet")) for i, arm in enumerate(arms)],
         steps=steps, recipe_yaml=yaml.safe_dump(recipe.identity(), sort_keys=False, allow_unicode=True),
     )  # fmt: skip
@@ -100,6 +103,11 @@ _SCHEMAS = {"examples": EXAMPLES, "outputs": OUTPUTS, "verdicts": VERDICTS, "tar
 def _checked(path: Path, table: str) -> Path:
     check(pq.read_schema(path), _SCHEMAS[table], where=path)
     return path
+
+
+def _all_of(ctx: Context, artifacts: Mapping[str, Ref], names: tuple[str, ...], table: str) -> list[Path]:
+    """The tables of one schema among the artifacts: of answers, and of rewrites where there are any."""
+    return [_checked(ctx.path(artifacts[name], f"{table}.parquet"), table) for name in names if name in artifacts]
 
 
 def _targets(ctx: Context, recipe: RunConfig, artifacts: Mapping[str, Ref]) -> dict[tuple[str, ...], Path]:

@@ -93,14 +93,16 @@ class Judged:
     examples: list[Example]
 
 
+Tables = Mapping[str, Path | list[Path]]
 Targets = Mapping[tuple[str, ...], Path]  # by the names of the arms that train on them
 
 
 def judged(
-    *, examples: Path, outputs: Path, verdicts: Path, targets: Targets, n_examples: int, confidence: float, spill: Path
-) -> Judged:
-    """Summarise verdicts and targets, and pick the first `n_examples` of each verdict by example_id."""
-    tables = {"examples": examples, "outputs": outputs, "verdicts": verdicts}
+    *, examples: Path, outputs: list[Path], verdicts: list[Path], targets: Targets, n_examples: int, confidence: float,
+    spill: Path,
+) -> Judged:  # fmt: skip
+    """Summarise verdicts and targets, and pick the first `n_examples` of each kind and verdict by example_id."""
+    tables: Tables = {"examples": examples, "outputs": outputs, "verdicts": verdicts}
     reasons = _rows(_REASONS, tables, spill)
     return Judged(
         acceptance=_acceptance(_rows(_VERDICTS, tables, spill), confidence),
@@ -128,7 +130,7 @@ _REASONS = """
 """
 
 
-def _rows(sql: str, tables: Mapping[str, Path], spill: Path) -> list[dict[str, Any]]:  # Any: values of a table
+def _rows(sql: str, tables: Tables, spill: Path) -> list[dict[str, Any]]:  # Any: values of a table
     with query(sql, tables, spill=spill) as reader:
         rows: list[dict[str, Any]] = reader.read_all().to_pylist()  # Any: values of a table
         return rows
@@ -158,7 +160,7 @@ def _mix(arms: tuple[str, ...], targets: Path, spill: Path) -> Mix:
     return Mix(list(arms), counts, [(r["target_type"], r["reason"], r["n"]) for r in rows])
 
 
-def _examples(tables: Mapping[str, Path], targets: Targets, n_examples: int, spill: Path) -> list[Example]:
+def _examples(tables: Tables, targets: Targets, n_examples: int, spill: Path) -> list[Example]:
     """The first outputs of each (kind, verdict) by example_id, with the target that each policy chose."""
     if not n_examples:
         return []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tasks.report.blocks import PageSection
 from tasks.report.findings import Findings
+from tasks.report.section_audit import audit_blocks
 from tasks.report.section_origin import accounting, cost, provenance
 from tasks.report.section_results import comparison, results
 from tasks.report.section_training import example, judge_and_targets, training
@@ -14,7 +15,7 @@ def sections(found: Findings) -> list[PageSection]:
     return [
         PageSection("Base and arms", blocks=list(results(found))),
         PageSection("Forgetting and task gain", blocks=list(comparison(found))),
-        PageSection("Judge and target mix", blocks=list(judge_and_targets(found))),
+        PageSection("Judge and target mix", blocks=[*judge_and_targets(found), *audit_blocks(found)]),
         PageSection("Training", blocks=list(training(found))),
         PageSection("Examples", _EXAMPLES_TEXT, blocks=[example(e) for e in found.judged.examples]),
         PageSection("Row accounting", blocks=[accounting(found)]),

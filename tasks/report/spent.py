@@ -68,7 +68,10 @@ def spent(store: Store, artifacts: Mapping[str, Ref], recipe: RunConfig) -> list
 def _in_order(artifacts: Mapping[str, Ref], recipe: RunConfig) -> list[tuple[str, Ref]]:
     """Inputs of the report as (what it was made for, ref); those shared by all arms are made for ''."""
     arms = [arm.name for arm in recipe.arms]
-    shared = [("", artifacts[name]) for name in ("examples", "outputs", "verdicts")]
+    names = ("examples", "outputs", "verdicts", "rewrites", "likelihoods")
+    shared = [("", artifacts[name]) for name in names if name in artifacts]
+    if "rewrite_verdicts" in artifacts:
+        shared.append(("rewrites", artifacts["rewrite_verdicts"]))
     per_arm = [(arm, artifacts[f"{kind}_{i}"]) for kind in ("targets", "adapter") for i, arm in enumerate(arms)]
     scores = [("base", artifacts["scores_base"]), *((arm, artifacts[f"scores_{i}"]) for i, arm in enumerate(arms))]
     return [*shared, *per_arm, *scores]

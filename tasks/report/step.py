@@ -1,6 +1,6 @@
 """The report step: everything that a run found, as a page to mail around, a page for the UI, and plain numbers.
 
-Not covered: the judge's audit, and the spread between training seeds (each seed is an arm of its own).
+Not covered: the spread between training seeds (each seed is an arm of its own).
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from tasks.store import Ref
 logger = logging.getLogger(__name__)
 
 
-@step(version=1)
+@step(version=2)
 def report(ctx: Context, *, recipe: RunConfig, **artifacts: Ref) -> None:
     """Write report.html, report.md and report.json.
 
     Args:
-        artifacts: examples, outputs, verdicts, scores_base, and for each arm by its place in the recipe targets_0,
+        artifacts: examples, outputs, verdicts, scores_base, where some policy reads them rewrites, rewrite_verdicts and
+            likelihoods, and for each arm by its place in the recipe targets_0,
             adapter_0, scores_0 and so on.
     """
     # scipy, pandas and matplotlib take seconds to import: not for `ssr --help` or for loading a deployment.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from tasks.report.audited import Audit, audit_warnings
 from tasks.report.judged import Acceptance
 from tasks.report.measured import BASE, Arm, Contrast, Measured
 from tasks.report.spent import Made
@@ -145,9 +146,12 @@ def _case(contrast: Contrast, arms: dict[str, Arm]) -> str:
     return f"{first.name} against {second.name} ({trained})"
 
 
-def warnings(measured: Measured, acceptance: Sequence[Acceptance], steps: Sequence[Made]) -> list[str]:
+def warnings(
+    measured: Measured, acceptance: Sequence[Acceptance], steps: Sequence[Made], audits: Sequence[Audit]
+) -> list[str]:
     """What should make a reader careful, most serious first."""
-    return [*_accounting(steps), *_judge(acceptance), *_unscored(measured), *_power(measured)]
+    judge = (*audit_warnings(audits), *_judge(acceptance))
+    return [*_accounting(steps), *judge, *_unscored(measured), *_power(measured)]
 
 
 def _accounting(steps: Sequence[Made]) -> Iterator[str]:
@@ -162,9 +166,10 @@ def _judge(acceptance: Sequence[Acceptance]) -> Iterator[str]:
             continue
         accepted, what = row.rate.value, "answers" if row.kind == "answer" else f"{row.kind}s"
         seen = f"{percent(accepted)} of the judged {what} were accepted"
-        if accepted is not None and accepted <= LOW_ACCEPTANCE:
+        is_answer = row.kind == "answer"  # of rewrites, a high share is what one hopes for
+        if is_answer and accepted is not None and accepted <= LOW_ACCEPTANCE:
             yield f"Only {seen}: SSR is close to SFT. Is the judge too strict?"
-        if accepted is not None and accepted >= HIGH_ACCEPTANCE:
+        if is_answer and accepted is not None and accepted >= HIGH_ACCEPTANCE:
             yield f"{seen}: SSR teaches little but the model's own answers. Is the judge too lenient?"
         if row.coverage < LOW_COVERAGE:
             yield (

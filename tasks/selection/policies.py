@@ -1,12 +1,21 @@
-"""The target policies: which of the training rows teach the model its own output.
+"""The target policies: what each training row teaches the model.
 
-    gold        none: the gold label everywhere, plain supervised fine-tuning
-    ssr         those whose output was accepted (arXiv 2409.04787)
-    self_only   all that have an output, judged or not; the others are left out: a control
-    random_mix  as many as ssr, drawn blindly among those with an output: the control for the judge's part in ssr
+    gold         the gold label everywhere: plain supervised fine-tuning
+    ssr          the own output where it was accepted, else the gold (arXiv 2409.04787)
+    s3ft         the own output where accepted, else the own rewrite of the gold where accepted, else the gold
+                 (arXiv 2502.08130)
+    rewrite_all  the own rewrite of the gold where accepted, else the gold (arXiv 2402.13669)
+    min_nll      as ssr, but of several accepted outputs the one most probable under the base model (arXiv 2501.14315)
+    self_only    the own output, judged or not; rows without one are left out: a control
+    random_mix   as many own outputs as ssr, drawn blindly among all: the control for the judge's part in ssr
 
-All are functions of a table of candidates, one row per training example, with the columns example_id, text (own
-output or null), verdict and verdict_reason (null without an output).
+All are functions of a table of candidates, one row per training example:
+
+    example_id
+    text, verdict, verdict_reason                   the own output that stands for the example; null: none
+    base_nll                                        of that output, nats a token; null: not measured, or failed
+    rewrite_text, rewrite_verdict, rewrite_verdict_reason    null: no rewrite was asked for
+    gold_base_nll                                   as base_nll
 """
 
 from __future__ import annotations
@@ -18,13 +27,15 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tasks.aligned import accepted
 from tasks.config import SelectConfig
+from tasks.selection.candidates import has_output
 
 
 class Choice(NamedTuple):
-    """For each candidate: whether its own output is the target, why, and whether the row is kept."""
+    """For each candidate: which text is the target (self, rewrite or gold), why, and whether the row is kept."""
 
-    own: pa.ChunkedArray
+    target_type: pa.ChunkedArray
     reason: pa.ChunkedArray
     kept: pa.ChunkedArray | None = None
 
@@ -40,32 +51,42 @@ def policy_of(config: SelectConfig, candidates: Callable[[], list[pa.Table]]) ->
     """
     if config.policy == "random_mix":
         return _random_mix(config.seed, candidates())
-    return {"gold": _gold, "ssr": _ssr, "self_only": _self_only}[config.policy]
-
-
-def has_output(candidates: pa.Table) -> pa.ChunkedArray:
-    """Whether there is an own output to train on: not failed, not empty."""
-    return pc.fill_null(pc.not_equal(candidates.column("text"), ""), False)
-
-
-def accepted(candidates: pa.Table) -> pa.ChunkedArray:
-    """Whether the judge accepted it; unjudged is not accepted."""
-    return pc.fill_null(pc.equal(candidates.column("verdict"), "accept"), False)
+    return {
+        "gold": _gold, "ssr": _ssr, "s3ft": _s3ft, "rewrite_all": _rewrite_all, "min_nll": _min_nll,
+        "self_only": _self_only,
+    }[config.policy]  # fmt: skip
 
 
 def _gold(candidates: pa.Table) -> Choice:
-    never = pc.and_(has_output(candidates), False)
-    return Choice(never, _same("policy gold", candidates))
+    return Choice(_same("gold", candidates), _same("policy gold", candidates))
 
 
 def _ssr(candidates: pa.Table) -> Choice:
-    verdict = pc.binary_join_element_wise(candidates.column("verdict"), candidates.column("verdict_reason"), ": ")
-    return Choice(accepted(candidates), pc.fill_null(verdict, "no output"))
+    return Choice(pc.if_else(accepted(candidates), "self", "gold"), _own_reason(candidates))
+
+
+def _s3ft(candidates: pa.Table) -> Choice:
+    own, rewritten = accepted(candidates), _rewrite_accepted(candidates)
+    both = pc.binary_join_element_wise(_own_reason(candidates), _rewrite_reason(candidates), "; ")
+    return Choice(
+        pc.if_else(own, "self", pc.if_else(rewritten, "rewrite", "gold")),
+        pc.if_else(own, _own_reason(candidates), both),
+    )
+
+
+def _rewrite_all(candidates: pa.Table) -> Choice:
+    return Choice(pc.if_else(_rewrite_accepted(candidates), "rewrite", "gold"), _rewrite_reason(candidates))
+
+
+def _min_nll(candidates: pa.Table) -> Choice:
+    own, reason = accepted(candidates), _own_reason(candidates)
+    measured = pc.if_else(pc.is_valid(candidates.column("base_nll")), "lowest base_nll", "base_nll unknown")
+    chosen = pc.binary_join_element_wise(reason, measured, "; ")
+    return Choice(pc.if_else(own, "self", "gold"), pc.if_else(own, chosen, reason))
 
 
 def _self_only(candidates: pa.Table) -> Choice:
-    has = has_output(candidates)
-    return Choice(has, _same("policy self_only", candidates), kept=has)
+    return Choice(_same("self", candidates), _same("policy self_only", candidates), kept=has_output(candidates))
 
 
 def _random_mix(seed: int, everything: list[pa.Table]) -> Policy:
@@ -76,7 +97,7 @@ def _random_mix(seed: int, everything: list[pa.Table]) -> Policy:
 
     def choose(candidates: pa.Table) -> Choice:
         own = pc.is_in(candidates.column("example_id"), value_set)
-        return Choice(own, pc.if_else(own, "drawn", "not drawn"))
+        return Choice(pc.if_else(own, "self", "gold"), pc.if_else(own, "drawn", "not drawn"))
 
     return choose
 
@@ -86,5 +107,20 @@ def _ticket(seed: int, example_id: str) -> bytes:
     return hashlib.sha256(f"{seed}:{example_id}".encode()).digest()
 
 
-def _same(reason: str, candidates: pa.Table) -> pa.ChunkedArray:
-    return pa.chunked_array([pa.repeat(reason, candidates.num_rows)])
+def _rewrite_accepted(candidates: pa.Table) -> pa.ChunkedArray:
+    return pc.fill_null(pc.equal(candidates.column("rewrite_verdict"), "accept"), False)
+
+
+def _own_reason(candidates: pa.Table) -> pa.ChunkedArray:
+    verdict, reason = candidates.column("verdict"), candidates.column("verdict_reason")
+    return pc.fill_null(pc.binary_join_element_wise(verdict, reason, ": "), "no output")
+
+
+def _rewrite_reason(candidates: pa.Table) -> pa.ChunkedArray:
+    verdict, reason = candidates.column("rewrite_verdict"), candidates.column("rewrite_verdict_reason")
+    said = pc.binary_join_element_wise("rewrite ", verdict, "")
+    return pc.fill_null(pc.binary_join_element_wise(said, reason, ": "), "no rewrite")
+
+
+def _same(value: str, candidates: pa.Table) -> pa.ChunkedArray:
+    return pa.chunked_array([pa.repeat(value, candidates.num_rows)])

@@ -3,34 +3,39 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks import schema
-from tasks.aligned import judged_outputs, with_matches
 from tasks.config import SelectConfig
-from tasks.errors import StepError
-from tasks.selection.policies import Choice, accepted, has_output, policy_of
+from tasks.errors import DataError, StepError
+from tasks.selection.candidates import Tables, candidates
+from tasks.selection.policies import Choice, policy_of
 from tasks.step import Context, step
 from tasks.store import Ref
 
-_CANDIDATE_COLUMNS = ["example_id", "text", "verdict", "verdict_reason"]
+_FILES = {"rewrites": "outputs", "rewrite_verdicts": "verdicts", "likelihoods": "likelihoods"}
 
 
 @step(version=1)
-def select(ctx: Context, *, config: SelectConfig, examples: Ref, outputs: Ref, verdicts: Ref) -> None:
-    """Choose what each training row teaches; writes `targets.parquet`, one row per example_id, in that order."""
-    paths = [ctx.path(examples, "examples.parquet"), ctx.path(outputs, "outputs.parquet")]
-    paths.append(ctx.path(verdicts, "verdicts.parquet"))
-    policy = policy_of(config, lambda: [chosen.drop_columns("verdict_reason") for _, chosen in _candidates(*paths)])
-    n_train, types = ctx.counts_of(examples)["rows.train"], Counter({"self": 0, "gold": 0})
+def select(ctx: Context, *, config: SelectConfig, examples: Ref, outputs: Ref, verdicts: Ref, **more: Ref) -> None:
+    """Choose what each training row teaches; writes `targets.parquet`, one row per example_id, in that order.
+
+    Args:
+        more: What the policy reads beside these (`SelectConfig.reads`): rewrites, rewrite_verdicts, likelihoods.
+    """
+    tables = _tables(ctx, config, examples, outputs, verdicts, more)
+    n_train = ctx.counts_of(examples)["rows.train"]
+    if schema.count_rows(tables.outputs, schema.OUTPUTS) < n_train:
+        raise DataError("select: fewer outputs than training rows: they are not of the same run. Run generate again.")
+    drawn_from = ["example_id", "text", "verdict"]
+    policy = policy_of(config, lambda: [found.select(drawn_from) for _, found in candidates(tables)])
+    types = Counter({"self": 0, "rewrite": 0, "gold": 0})
     n_in = 0
     with schema.TableWriter(ctx.out / "targets.parquet", schema.TARGETS) as writer:
-        for rows, candidates in _candidates(*paths):
-            targets = _targets(rows, candidates, policy(candidates))
+        for rows, found in candidates(tables):
+            targets = _targets(rows, found, policy(found))
             types.update(targets.column("target_type").to_pylist())
             n_in += rows.num_rows
             writer.write(targets)
@@ -41,43 +46,32 @@ def select(ctx: Context, *, config: SelectConfig, examples: Ref, outputs: Ref, v
         raise StepError(f"select: policy {config.policy} leaves no row to train on: no output of the model is usable.")
 
 
-def _candidates(examples: Path, outputs: Path, verdicts: Path) -> Iterator[tuple[pa.Table, pa.Table]]:
-    """Training examples in batches, and for each row its one candidate, in the same order."""
-    columns = ["example_id", "split", "messages", "golds"]
-    batches = (
-        batch.filter(pc.equal(batch.column("split"), "train"))
-        for batch in schema.read_batches(examples, schema.EXAMPLES, columns=columns)
+def _tables(
+    ctx: Context, config: SelectConfig, examples: Ref, outputs: Ref, verdicts: Ref, more: dict[str, Ref]
+) -> Tables:
+    if set(more) != set(config.reads()):
+        raise StepError(f"select: policy {config.policy} reads {config.reads()}, given were {sorted(more)}.")
+    return Tables(
+        ctx.path(examples, "examples.parquet"),
+        ctx.path(outputs, "outputs.parquet"),
+        ctx.path(verdicts, "verdicts.parquet"),
+        **{name: ctx.path(ref, f"{_FILES[name]}.parquet") for name, ref in more.items()},
     )
-    training = (batch for batch in batches if batch.num_rows)
-    for batch, found in with_matches(training, judged_outputs(outputs, verdicts)):
-        best = _best(found.filter(pc.equal(found.column("kind"), "answer")))
-        place = pc.index_in(batch.column("example_id"), best.column("example_id").combine_chunks())
-        chosen = best.drop_columns("example_id").take(place)
-        ids = pa.chunked_array([batch.column("example_id")])
-        yield pa.Table.from_batches([batch]), chosen.add_column(0, "example_id", ids).select(_CANDIDATE_COLUMNS)
-
-
-def _best(found: pa.Table) -> pa.Table:
-    """One candidate per example: an accepted one first, then one with an output, then the lower sample index."""
-    worse = {"not_accepted": pc.invert(accepted(found)), "no_output": pc.invert(has_output(found))}
-    for name, column in worse.items():
-        found = found.append_column(name, column)
-    ordered = found.sort_by([(name, "ascending") for name in ("example_id", *worse, "sample_index")])
-    ids = ordered.column("example_id").combine_chunks()
-    is_first = pa.concat_arrays([pa.array([True] * min(1, len(ids)), pa.bool_()), pc.not_equal(ids[1:], ids[:-1])])
-    return ordered.filter(is_first)
 
 
 def _targets(rows: pa.Table, candidates: pa.Table, choice: Choice) -> pa.Table:
-    gold = pc.list_element(rows.column("golds"), 0)
+    is_own, is_rewrite = pc.equal(choice.target_type, "self"), pc.equal(choice.target_type, "rewrite")
+    gold, no_nll = pc.list_element(rows.column("golds"), 0), pa.scalar(None, pa.float64())
+    rewrite_or_gold = pc.if_else(is_rewrite, candidates.column("rewrite_text"), gold)
+    nll_of_gold = pc.if_else(is_rewrite, no_nll, candidates.column("gold_base_nll"))
     made = pa.table(
         {
             "example_id": rows.column("example_id"),
             "messages": rows.column("messages"),
-            "target": pc.if_else(choice.own, candidates.column("text"), gold),
-            "target_type": pc.if_else(choice.own, "self", "gold"),
+            "target": pc.if_else(is_own, candidates.column("text"), rewrite_or_gold),
+            "target_type": choice.target_type,
             "reason": choice.reason,
-            "base_nll": pa.nulls(rows.num_rows, pa.float64()),
+            "base_nll": pc.if_else(is_own, candidates.column("base_nll"), nll_of_gold),
         }
     )
     return made if choice.kept is None else made.filter(choice.kept)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -87,6 +88,23 @@ def test_refusing_is_right_exactly_where_there_is_no_answer(text, answerable, ex
 )
 def test_a_number_task_compares_the_final_number(text, gold, verdict):
     assert state(text, gold, task="number") == (verdict, "number")
+
+
+# A form of writing a number, and the number it is.
+NUMBERS = {
+    "1,234": Fraction(1234), "$12.00": Fraction(12), "12 dollars": Fraction(12), "-3": Fraction(-3),
+    "1/2": Fraction(1, 2), "#### 7": Fraction(7), "The answer is 7.": Fraction(7), "1,234.50": Fraction(2469, 2),
+    "-$3": Fraction(-3), "0.5": Fraction(1, 2), "7.0": Fraction(7), "12": Fraction(12), "1234": Fraction(1234),
+    "3": Fraction(3), "15": Fraction(15), "1.5": Fraction(3, 2), "1, then 2, so 3": Fraction(3),
+    "#### 7\nThat was 8 less": Fraction(7), "5 - 3 = 2": Fraction(2), "12%": Fraction(12), "0": Fraction(0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("gold", NUMBERS)
+@pytest.mark.parametrize("text", NUMBERS)
+def test_the_number_rule_is_exact_equality_of_the_numbers(text, gold):
+    expected = "accept" if NUMBERS[text] == NUMBERS[gold] else "reject"
+    assert state(text, gold, task="number") == (expected, "number")
 
 
 def test_a_number_elsewhere_is_not_compared():

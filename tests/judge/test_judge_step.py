@@ -2,37 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import pyarrow.parquet as pq
 import pytest
 import toy
+from fake_judge import plan, verdicts
 
 from tasks import schema
-from tasks.config import AbstentionConfig, JudgeConfig
 from tasks.errors import DataError, StepError
-from tasks.judge import judge
-from tasks.step import Planned
-from tasks.store import Store, open_store
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return open_store(str(tmp_path / "store"))
-
-
-def plan(store: Store, examples: list[toy.Row], outputs: list[toy.Row], **config: Any) -> Planned:
-    return judge.plan(
-        config=JudgeConfig(**config), abstention=AbstentionConfig(),
-        examples=toy.put(store, "examples", examples), outputs=toy.put(store, "outputs", outputs),
-    )  # fmt: skip
-
-
-def verdicts(store: Store, planned: Planned) -> list[toy.Row]:
-    path = store.fetch(planned.execute(store)) / "verdicts.parquet"
-    return pq.read_table(path).to_pylist()
-
+from tasks.store import open_store
 
 EXAMPLES = [toy.example("a"), toy.example("b"), toy.example("c"), toy.example("t", split="test")]
 OUTPUTS = [toy.output("a", "gold a"), toy.output("b", "something else"), toy.output("c", None)]

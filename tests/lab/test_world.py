@@ -20,7 +20,7 @@ from tasks.lab.tokenizer import ASSISTANT, END, USER, build_tokenizer
 LAB = Path(task.__file__).parent
 PHRASES = AbstentionConfig().phrases
 N_CHATS = 20_000
-STAGES = (0, corpus.WORDINGS_FROM, corpus.READING_FIRST)
+STAGES = (0, corpus.REGISTERS_ONLY, corpus.READING_FIRST, corpus.LATER_FROM, corpus.WORKED_FROM)
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +74,8 @@ def test_every_name_and_value_is_one_token(tokenizer):
 @pytest.mark.parametrize(
     "text",
     [
-        "The home of Ada is in Oslo.",
-        "- Aurora : captain Ada\n- Aurora : flag red",
+        "Home of Ada: Oslo.",
+        "- Captain of Aurora: Ada.\n- Flag of Aurora: red.",
         "17 + 25 = 42",
         "Ada has 17 coins and finds 5 more. How many coins does Ada have?",
         "Größe, naïve, 東京, emoji 🙂, tab\t, quote \"'\n\nend",
@@ -123,7 +123,7 @@ def test_no_held_out_sum_is_trained_on(trained):
     people = world.PEOPLE.subjects
     held_out = {
         form.format(a=a, b=b, s=name)
-        for a, b in itertools.product(range(1, 100), repeat=2)
+        for a, b in itertools.product(range(1, corpus.MAX_TERM + 1), repeat=2)
         if corpus.held_out_sum(a, b)
         for form in corpus.SUM_FORMS
         for name in (people if "{s}" in form else people[:1])
@@ -163,6 +163,16 @@ def test_every_wording_of_a_relation_is_trained_for_half_of_the_subjects(facts):
 def test_every_word_that_is_trained_on_is_a_token(trained, tokenizer):
     spelled = {word for message in list(trained)[:3_000] for word in message.split() if word.isalpha()}
     assert {word for word in spelled if len(tokenizer(word)["input_ids"]) != 1} == set()
+
+
+def test_no_answer_is_the_name_of_a_missing_value():
+    answers = {
+        turn.assistant
+        for step in STAGES
+        for chat in itertools.islice(corpus.chats(seed=step, step=step), 5_000)
+        for turn in chat
+    }
+    assert [answer for answer in answers if "None" in answer] == []
 
 
 def test_the_same_seed_draws_the_same_chats():

@@ -215,7 +215,7 @@ def test_a_judge_that_accepts_nearly_everything_or_nothing_is_called_out() -> No
     nothing = Measured([], [], {}, "gold", [])
     for accept, word in ((1, "too strict"), (99, "too lenient")):
         row = Acceptance("answer", "all", accept, 100 - accept, 0, wilson(accept, 100), 1.0)
-        (warning,) = warnings(nothing, [row], [])
+        (warning,) = warnings(nothing, [row], [], [])
         assert word in warning
 
 

@@ -43,6 +43,7 @@ class Run:
     def put(
         self, name: str, step: str, files: Mapping[str, tuple[pa.Schema, list[Row]]],
         counts: Mapping[str, int] | None = None, inputs: Mapping[str, Ref] | None = None,
+        more_facts: Mapping[str, Any] | None = None,
     ) -> Ref:  # fmt: skip
         """Publish one artifact, as a step would."""
         fingerprint = digest_of([name, step])
@@ -51,6 +52,7 @@ class Run:
                 with TableWriter(folder / file, schema) as writer:
                     writer.write(rows)
             facts = {"seconds": 12.5, "host": "node-1", "python": "3.11.9", "versions": {"torch": "2.13.0"}}
+            facts |= more_facts or {}
             manifest = Manifest(
                 step, fingerprint, identity={}, inputs=dict(inputs or {}), files=describe_files(folder),
                 counts=dict(counts or {}), facts=facts,

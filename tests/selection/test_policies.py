@@ -2,20 +2,50 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyarrow as pa
 import pytest
 
 from tasks.config import SelectConfig
 from tasks.selection.policies import Choice, policy_of
 
+POLICIES = ["gold", "ssr", "s3ft", "rewrite_all", "min_nll", "self_only", "random_mix"]
+_FLOATS = ("base_nll", "gold_base_nll")
+_TEXTS = ("text", "verdict", "verdict_reason", "rewrite_text", "rewrite_verdict", "rewrite_verdict_reason")
+
+
+def table(example_ids: list[str], **columns: list[Any]) -> pa.Table:
+    """A table of candidates; what is not given is null."""
+    nulls = [None] * len(example_ids)
+    filled: dict[str, pa.Array] = {"example_id": pa.array(example_ids)}
+    filled |= {name: pa.array(columns.get(name, nulls), pa.string()) for name in _TEXTS}
+    return pa.table(filled | {name: pa.array(columns.get(name, nulls), pa.float64()) for name in _FLOATS})
+
+
 # Accepted, rejected, unjudged, failed, empty, without a row in outputs.
-CANDIDATES = pa.table(
-    {
-        "example_id": ["a", "b", "c", "d", "e", "f"],
-        "text": pa.array(["A", "B", "C", None, "", None]),
-        "verdict": pa.array(["accept", "reject", "unjudged", "unjudged", "reject", None]),
-        "verdict_reason": pa.array(["says so", "wrong", "no rule", "no output (timeout)", "empty", None]),
-    }
+CANDIDATES = table(
+    ["a", "b", "c", "d", "e", "f"],
+    text=["A", "B", "C", None, "", None],
+    verdict=["accept", "reject", "unjudged", "unjudged", "reject", None],
+    verdict_reason=["says so", "wrong", "no rule", "no output (timeout)", "empty", None],
+)
+# The same rows with rewrites: accepted, accepted, rejected, failed, unjudged, accepted.
+REWRITTEN = table(
+    ["a", "b", "c", "d", "e", "f"],
+    text=["A", "B", "C", None, "", None],
+    verdict=["accept", "reject", "unjudged", "unjudged", "reject", None],
+    verdict_reason=["says so", "wrong", "no rule", "no output (timeout)", "empty", None],
+    rewrite_text=["RA", "RB", "RC", None, "RE", "RF"],
+    rewrite_verdict=["accept", "accept", "reject", "unjudged", "unjudged", "accept"],
+    rewrite_verdict_reason=[
+        "says gold",
+        "says gold",
+        "lost it",
+        "no output (context_overflow)",
+        "no rule",
+        "says gold",
+    ],
 )
 
 
@@ -24,15 +54,21 @@ def chosen(policy: str, seed: int = 0, table: pa.Table = CANDIDATES) -> Choice:
     return policy_of(SelectConfig(policy=policy, seed=seed), lambda: everything)(table)
 
 
+def taught(choice: Choice, kind: str = "self", table: pa.Table = CANDIDATES) -> set[str]:
+    pairs = zip(table["example_id"].to_pylist(), choice.target_type.to_pylist(), strict=True)
+    return {example_id for example_id, target_type in pairs if target_type == kind}
+
+
 def own(choice: Choice, table: pa.Table = CANDIDATES) -> set[str]:
-    return {i for i, is_own in zip(table["example_id"].to_pylist(), choice.own.to_pylist(), strict=True) if is_own}
+    kept = choice.kept.to_pylist() if choice.kept is not None else [True] * table.num_rows
+    return taught(choice, "self", table).intersection(
+        i for i, is_kept in zip(table["example_id"].to_pylist(), kept, strict=True) if is_kept
+    )
 
 
 def many(n: int, n_accepted: int) -> pa.Table:
     states = ["accept"] * n_accepted + ["reject"] * (n - n_accepted)
-    return pa.table(
-        {"example_id": [f"{i:04}" for i in range(n)], "text": ["x"] * n, "verdict": states, "verdict_reason": states}
-    )
+    return table([f"{i:04}" for i in range(n)], text=["x"] * n, verdict=states, verdict_reason=states)
 
 
 def test_gold_teaches_no_output():
@@ -57,28 +93,73 @@ def test_self_only_keeps_the_rows_with_an_output_and_no_others():
     assert choice.kept.to_pylist() == [True, True, True, False, False, False]
 
 
-@pytest.mark.parametrize("policy", ["gold", "ssr", "random_mix"])
+@pytest.mark.parametrize("policy", [policy for policy in POLICIES if policy != "self_only"])
 def test_the_other_policies_keep_every_row(policy):
     assert chosen(policy).kept is None
 
 
-@pytest.mark.parametrize("policy", ["gold", "ssr", "self_only", "random_mix"])
-def test_no_policy_leaves_a_choice_or_its_reason_open(policy):
-    choice = chosen(policy)
-    assert len(choice.own) == len(choice.reason) == CANDIDATES.num_rows
-    assert choice.own.null_count == choice.reason.null_count == 0
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("candidates", [CANDIDATES, REWRITTEN], ids=["answers", "rewrites"])
+def test_no_policy_leaves_a_choice_or_its_reason_open(policy, candidates):
+    choice = chosen(policy, table=candidates)
+    assert len(choice.target_type) == len(choice.reason) == candidates.num_rows
+    assert choice.target_type.null_count == choice.reason.null_count == 0
+    assert set(choice.target_type.to_pylist()) <= {"self", "rewrite", "gold"}
+
+
+def test_s3ft_teaches_a_rewrite_only_where_the_own_output_was_not_accepted():
+    choice = chosen("s3ft", table=REWRITTEN)
+    assert choice.target_type.to_pylist() == ["self", "rewrite", "gold", "gold", "gold", "rewrite"]
+
+
+def test_s3ft_says_what_became_of_both():
+    assert chosen("s3ft", table=REWRITTEN).reason.to_pylist() == [
+        "accept: says so",
+        "reject: wrong; rewrite accept: says gold",
+        "unjudged: no rule; rewrite reject: lost it",
+        "unjudged: no output (timeout); rewrite unjudged: no output (context_overflow)",
+        "reject: empty; rewrite unjudged: no rule",
+        "no output; rewrite accept: says gold",
+    ]
+
+
+def test_s3ft_without_a_single_rewrite_is_ssr():
+    choice, ssr = chosen("s3ft"), chosen("ssr")
+    assert choice.target_type.to_pylist() == ssr.target_type.to_pylist()
+    assert choice.reason.to_pylist()[1] == "reject: wrong; no rewrite"
+
+
+def test_rewrite_all_teaches_accepted_rewrites_also_where_the_own_output_was_accepted():
+    choice = chosen("rewrite_all", table=REWRITTEN)
+    assert choice.target_type.to_pylist() == ["rewrite", "rewrite", "gold", "gold", "gold", "rewrite"]
+    assert choice.reason.to_pylist()[:4] == [
+        "rewrite accept: says gold", "rewrite accept: says gold", "rewrite reject: lost it",
+        "rewrite unjudged: no output (context_overflow)",
+    ]  # fmt: skip
+
+
+def test_min_nll_teaches_what_ssr_does_of_one_candidate_a_row_and_says_whether_it_was_measured():
+    measured = CANDIDATES.set_column(7, "base_nll", pa.array([1.5, None, None, None, None, None], pa.float64()))
+    assert measured.column_names == CANDIDATES.column_names
+    for candidates, said in (
+        (measured, "accept: says so; lowest base_nll"),
+        (CANDIDATES, "accept: says so; base_nll unknown"),
+    ):
+        choice, ssr = chosen("min_nll", table=candidates), chosen("ssr", table=candidates)
+        assert choice.target_type.to_pylist() == ssr.target_type.to_pylist()
+        assert choice.reason.to_pylist() == [said, *ssr.reason.to_pylist()[1:]]
 
 
 @pytest.mark.parametrize("n_accepted", [0, 37, 100])
 def test_random_mix_teaches_as_many_outputs_as_ssr(n_accepted):
-    table = many(100, n_accepted)
-    assert len(own(chosen("random_mix", table=table), table)) == n_accepted
-    assert len(own(chosen("ssr", table=table), table)) == n_accepted
+    rows = many(100, n_accepted)
+    assert len(own(chosen("random_mix", table=rows), rows)) == n_accepted
+    assert len(own(chosen("ssr", table=rows), rows)) == n_accepted
 
 
 def test_random_mix_draws_without_looking_at_the_verdict():
-    table = many(1_000, 500)
-    n_accepted_drawn = sum(int(i) < 500 for i in own(chosen("random_mix", table=table), table))
+    rows = many(1_000, 500)
+    n_accepted_drawn = sum(int(i) < 500 for i in own(chosen("random_mix", table=rows), rows))
     assert 200 < n_accepted_drawn < 300
 
 
@@ -88,13 +169,13 @@ def test_random_mix_draws_only_rows_with_an_output():
 
 
 def test_another_seed_draws_others_and_the_same_seed_the_same():
-    table = many(100, 50)
-    draws = [own(chosen("random_mix", seed, table), table) for seed in (0, 1, 0)]
+    rows = many(100, 50)
+    draws = [own(chosen("random_mix", seed, rows), rows) for seed in (0, 1, 0)]
     assert draws[0] != draws[1]
     assert draws[0] == draws[2]
 
 
 def test_the_order_of_rows_does_not_change_the_draw():
-    table = many(100, 50)
-    backwards = table.take(list(range(99, -1, -1)))
-    assert own(chosen("random_mix", 0, table), table) == own(chosen("random_mix", 0, backwards), backwards)
+    rows = many(100, 50)
+    backwards = rows.take(list(range(99, -1, -1)))
+    assert own(chosen("random_mix", 0, rows), rows) == own(chosen("random_mix", 0, backwards), backwards)

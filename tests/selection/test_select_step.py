@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -28,13 +29,30 @@ VERDICTS = [
 ]  # fmt: skip
 
 
+TABLE_OF = {"rewrites": "outputs", "rewrite_verdicts": "verdicts", "likelihoods": "likelihoods"}
+MORE = {
+    "rewrites": [toy.output(i, f"R{i}", kind="rewrite") for i in "abc"],
+    "rewrite_verdicts": [
+        toy.verdict("a", "accept", kind="rewrite"), toy.verdict("b", "accept", kind="rewrite"),
+        toy.verdict("c", "reject", kind="rewrite"),
+    ],
+    "likelihoods": [
+        toy.likelihood("a", 0.5), *(toy.likelihood(i, n + 1.0, kind="gold") for n, i in enumerate("abcd")),
+    ],
+}  # fmt: skip
+MORE["likelihoods"].sort(key=lambda row: (row["example_id"], row["kind"]))
+POLICIES = ["gold", "ssr", "s3ft", "rewrite_all", "min_nll", "self_only", "random_mix"]
+
+
 def plan(
     store: Store, policy: str = "ssr", seed: int = 0, *, examples: list[toy.Row] = EXAMPLES,
-    outputs: list[toy.Row] = OUTPUTS, verdicts: list[toy.Row] = VERDICTS,
+    outputs: list[toy.Row] = OUTPUTS, verdicts: list[toy.Row] = VERDICTS, **more: list[toy.Row],
 ) -> Planned:  # fmt: skip
+    config = SelectConfig(policy=policy, seed=seed)
+    given = {name: toy.put(store, TABLE_OF[name], more.get(name, MORE[name])) for name in config.reads()}
     return select.plan(
-        config=SelectConfig(policy=policy, seed=seed), examples=toy.put(store, "examples", examples),
-        outputs=toy.put(store, "outputs", outputs), verdicts=toy.put(store, "verdicts", verdicts),
+        config=config, examples=toy.put(store, "examples", examples), outputs=toy.put(store, "outputs", outputs),
+        verdicts=toy.put(store, "verdicts", verdicts), **given,
     )  # fmt: skip
 
 
@@ -69,7 +87,7 @@ def test_a_target_keeps_its_prompt_and_says_why(store):
 
 
 def test_test_rows_are_never_taught(store):
-    for policy in ("gold", "ssr", "self_only", "random_mix"):
+    for policy in POLICIES:
         assert "t" not in taught(targets(store, plan(store, policy)))
 
 
@@ -80,13 +98,16 @@ def test_gold_teaches_the_first_gold_everywhere(store):
 def test_self_only_leaves_rows_without_an_output_out_and_counts_them(store):
     made = plan(store, "self_only").execute(store)
     assert toy.counts_of(store, made) == {
-        "rows_in": 4, "rows_out": 3, "dropped.no_output": 1, "target.gold": 0, "target.self": 3,
+        "rows_in": 4, "rows_out": 3, "dropped.no_output": 1, "target.gold": 0, "target.rewrite": 0,
+        "target.self": 3,
     }  # fmt: skip
 
 
 def test_every_training_row_is_accounted_for(store):
     made = plan(store).execute(store)
-    assert toy.counts_of(store, made) == {"rows_in": 4, "rows_out": 4, "target.gold": 3, "target.self": 1}
+    assert toy.counts_of(store, made) == {
+        "rows_in": 4, "rows_out": 4, "target.gold": 3, "target.rewrite": 0, "target.self": 1,
+    }  # fmt: skip
 
 
 def test_random_mix_teaches_as_many_outputs_as_ssr_but_drawn(store):
@@ -120,9 +141,101 @@ def test_a_failed_answer_does_not_hide_another_of_the_same_example(store):
 
 def test_rewrites_are_no_answers_of_the_model(store):
     outputs = [toy.output("a", "rewritten", kind="rewrite")]
-    verdicts = [toy.verdict("a", "accept") | {"kind": "rewrite"}]
+    verdicts = [toy.verdict("a", "accept", kind="rewrite")]
     made = plan(store, examples=[toy.example("a")], outputs=outputs, verdicts=verdicts)
     assert taught(targets(store, made)) == {"a": ("gold", "gold a")}
+
+
+def test_s3ft_teaches_the_own_output_then_the_own_rewrite_then_the_gold(store):
+    assert taught(targets(store, plan(store, "s3ft"))) == {
+        "a": ("self", "A"), "b": ("rewrite", "Rb"), "c": ("gold", "gold c"), "d": ("gold", "gold d"),
+    }  # fmt: skip
+
+
+def test_rewrite_all_teaches_the_accepted_rewrites_and_counts_them(store):
+    made = plan(store, "rewrite_all")
+    assert taught(targets(store, made)) == {
+        "a": ("rewrite", "Ra"), "b": ("rewrite", "Rb"), "c": ("gold", "gold c"), "d": ("gold", "gold d"),
+    }  # fmt: skip
+    counts = toy.counts_of(store, made.ref)
+    assert (counts["target.self"], counts["target.rewrite"], counts["target.gold"]) == (0, 2, 2)
+
+
+@pytest.mark.parametrize("policy", ["s3ft", "rewrite_all"])
+def test_an_empty_table_of_rewrites_leaves_the_gold(store, policy):
+    rows = targets(store, plan(store, policy, rewrites=[], rewrite_verdicts=[]))
+    assert {row["target_type"] for row in rows if row["example_id"] != "a"} == {"gold"}
+    assert rows[1]["reason"].endswith("no rewrite")
+
+
+def test_a_failed_rewrite_leaves_the_gold_and_says_so(store):
+    rewrites = [toy.output("b", None, kind="rewrite")]
+    verdicts = [toy.verdict("b", "unjudged", kind="rewrite", reason="no output (timeout)")]
+    row = targets(store, plan(store, "s3ft", rewrites=rewrites, rewrite_verdicts=verdicts))[1]
+    assert (row["target_type"], row["target"]) == ("gold", "gold b")
+    assert row["reason"] == "reject: because reject; rewrite unjudged: no output (timeout)"
+
+
+def test_rewrites_of_a_few_rows_meet_their_examples_across_batches(store, monkeypatch):
+    ids = [f"{i:03}" for i in range(60)]
+    rewritten = ids[5:40:7]
+    planned = plan(
+        store, "s3ft", examples=[toy.example(i) for i in ids], outputs=[toy.output(i, f"own {i}") for i in ids],
+        verdicts=[toy.verdict(i, "reject") for i in ids],
+        rewrites=[toy.output(i, f"R{i}", kind="rewrite") for i in rewritten],
+        rewrite_verdicts=[toy.verdict(i, "accept", kind="rewrite") for i in rewritten],
+    )  # fmt: skip
+    read = schema.read_batches
+    monkeypatch.setattr(schema, "read_batches", lambda *args, **options: read(*args, **options | {"batch_rows": 3}))
+    assert taught(targets(store, planned)) == {
+        i: ("rewrite", f"R{i}") if i in rewritten else ("gold", f"gold {i}") for i in ids
+    }
+
+
+def test_min_nll_teaches_the_accepted_answer_that_the_base_finds_most_probable(store):
+    tables = samples(("first", "accept"), ("second", "reject"), ("third", "accept"), ("fourth", "accept"))
+    nlls = [toy.likelihood("a", nll, i) for i, nll in ((0, 0.9), (2, 0.2), (3, 0.4))]
+    (row,) = targets(
+        store, plan(store, "min_nll", **tables, likelihoods=[*nlls, toy.likelihood("a", 3.0, kind="gold")])
+    )
+    assert (row["target"], row["target_type"], row["base_nll"]) == ("third", "self", 0.2)
+    assert row["reason"] == "accept: because accept; lowest base_nll"
+
+
+def test_of_equally_probable_answers_the_lower_sample_index_is_taught(store):
+    tables = samples(("first", "reject"), ("second", "accept"), ("third", "accept"))
+    nlls = [toy.likelihood("a", 0.5, i) for i in (1, 2)]
+    assert targets(store, plan(store, "min_nll", **tables, likelihoods=nlls))[0]["target"] == "second"
+
+
+def test_an_answer_that_could_not_be_measured_loses_to_one_that_was(store):
+    tables = samples(("first", "accept"), ("second", "accept"))
+    nlls = [toy.likelihood("a", None, 0), toy.likelihood("a", 7.0, 1)]
+    assert targets(store, plan(store, "min_nll", **tables, likelihoods=nlls))[0]["target"] == "second"
+
+
+def test_where_no_answer_could_be_measured_the_first_accepted_one_is_taught(store):
+    tables = samples(("first", "reject"), ("second", "accept"), ("third", "accept"))
+    nlls = [toy.likelihood("a", None, i) for i in (1, 2)]
+    (row,) = targets(store, plan(store, "min_nll", **tables, likelihoods=nlls))
+    assert (row["target"], row["base_nll"]) == ("second", None)
+    assert row["reason"] == "accept: because accept; base_nll unknown"
+
+
+def test_min_nll_without_an_accepted_answer_teaches_the_gold_with_its_likelihood(store):
+    row = targets(store, plan(store, "min_nll"))[1]
+    assert (row["target"], row["target_type"], row["base_nll"]) == ("gold b", "gold", 2.0)
+
+
+def test_a_table_that_the_policy_does_not_read_is_refused(store):
+    planned = plan(store, "ssr")
+    with pytest.raises(StepError, match="policy ssr reads"):
+        dataclasses.replace(planned, inputs=planned.inputs | {"likelihoods": planned.inputs["outputs"]}).execute(store)
+
+
+def test_fewer_outputs_than_training_rows_are_refused(store):
+    with pytest.raises(DataError, match="fewer outputs than training rows"):
+        plan(store, outputs=OUTPUTS[:3], verdicts=VERDICTS[:3]).execute(store)
 
 
 def test_tables_longer_than_a_batch_are_joined_whole(store, monkeypatch):
@@ -146,7 +259,7 @@ def test_tables_longer_than_a_batch_are_joined_whole(store, monkeypatch):
 
 def test_the_same_tables_give_the_same_bytes(store, tmp_path):
     other = open_store(str(tmp_path / "other"))
-    for policy in ("gold", "ssr", "self_only", "random_mix"):
+    for policy in POLICIES:
         made = [toy.bytes_of(one, plan(one, policy).execute(one), "targets.parquet") for one in (store, other)]
         assert made[0] == made[1]
 

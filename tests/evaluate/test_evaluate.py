@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.config import AbstentionConfig, DataConfig, EvaluateConfig, ModelConfig, SourceConfig
+from tasks.config import AbstentionConfig, DataConfig, EngineConfig, EvaluateConfig, ModelConfig, SourceConfig
 from tasks.errors import DataError
 from tasks.evaluate import evaluate
 from tasks.evaluate.benchmarks import LAB_BENCHMARKS, content_digests
@@ -23,8 +23,9 @@ def scored(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     examples.execute(store)
     config = EvaluateConfig(benchmarks=("lab",), limit=6, max_task_rows=5, max_new_tokens=4)
     planned = evaluate.plan(
-        model=ModelConfig(base=str(tiny_model)), config=config, abstention=AbstentionConfig(), examples=examples
-    )
+        model=ModelConfig(base=str(tiny_model)), engine=EngineConfig(), config=config, abstention=AbstentionConfig(),
+        examples=examples,
+    )  # fmt: skip
     return store.fetch(planned.execute(store))
 
 

@@ -1,0 +1,122 @@
+"""What OpenAI-compatible servers send back, checked before anything is believed: their replies are untrusted input."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from pydantic import BaseModel, ValidationError
+
+from tasks.engines.base import Reply
+
+
+class Failure(NamedTuple):
+    """Why a request gave nothing.
+
+    Attributes:
+        retryable: Whether another try, later, may help.
+        is_busy: The server takes nothing now, whatever it is asked: no row is to blame.
+        is_cut: The connection broke.
+        wait_seconds: What the server asks for before the next try.
+    """
+
+    problem: str
+    retryable: bool
+    is_busy: bool = False
+    is_cut: bool = False
+    wait_seconds: float = 0.0
+
+
+class Usage(BaseModel):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+class Logprob(BaseModel):
+    token: str = ""
+    logprob: float
+
+
+class Position(BaseModel):
+    top_logprobs: list[Logprob]
+
+
+class Logprobs(BaseModel):
+    """`tokens` and `top_logprobs` in completions, `content` in chats."""
+
+    tokens: list[str] | None = None
+    top_logprobs: list[dict[str, float] | None] | None = None
+    content: list[Position] | None = None
+
+
+class ChatMessage(BaseModel):
+    content: str | None = None
+
+
+class Choice(BaseModel):
+    """`text` in completions, `message` in chats; the last two are vLLM's own."""
+
+    index: int = 0
+    text: str | None = None
+    message: ChatMessage | None = None
+    finish_reason: str | None = None
+    logprobs: Logprobs | None = None
+    token_ids: list[int] | None = None
+    prompt_logprobs: list[dict[str, Logprob] | None] | None = None
+
+
+class Completion(BaseModel):
+    choices: list[Choice]
+    usage: Usage | None = None
+
+
+def completion_from(said: bytes, n_rows: int) -> Completion | Failure:
+    """The reply with its choices in the order of the prompts, if it is what was asked for."""
+    try:
+        found = Completion.model_validate_json(said)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return Failure(f"malformed_reply: {where} {first['msg']}", retryable=True)
+    if not found.choices:
+        return Failure("empty_choices: the server gave no answer", retryable=True)
+    found.choices.sort(key=lambda choice: choice.index)
+    if [choice.index for choice in found.choices] != list(range(n_rows)):
+        return Failure(f"malformed_reply: {len(found.choices)} choices for {n_rows} prompts", retryable=True)
+    if any(choice.text is None and choice.message is None for choice in found.choices):
+        return Failure("malformed_reply: a choice without text", retryable=True)
+    return found
+
+
+def reply_from(
+    key: str, choice: Choice, n_prompt: int | None, n_new: int | None, logprobs: dict[str, float] | None
+) -> Reply:
+    reason = choice.finish_reason
+    if reason not in ("stop", "length"):
+        # A filter would say the same again; "abort" and "error" are the server's.
+        retryable = reason in (None, "abort", "error")
+        return Reply(key, None, problem=f"unfinished: the server ended with {reason!r}", retryable=retryable)
+    text = choice.text if choice.message is None else choice.message.content
+    return Reply(key, (text or "").strip(), reason, n_prompt, n_new, choice_logprobs=logprobs)
+
+
+def chosen(top: dict[str, float], names: dict[str, str]) -> dict[str, float] | None:
+    """Log-probabilities of the choices by the name of their first token; None if those do not tell them apart.
+
+    One that is not among the top ones is at most as probable as the last of them, and counts so.
+    """
+    if len(set(names.values())) < len(names) or not any(name in top for name in names.values()):
+        return None
+    floor = min(top.values())
+    return {choice: top.get(name, floor) for choice, name in names.items()}
+
+
+def logprobs_of_texts(choice: Choice, choices: tuple[str, ...]) -> dict[str, float] | None:
+    content = (choice.logprobs and choice.logprobs.content) or []
+    if not content:
+        return None
+    # The most probable last, so that it is what " Accept" and "accept" together are read as.
+    entries = sorted(content[0].top_logprobs, key=lambda entry: entry.logprob)
+    top = {entry.token.strip().lower(): entry.logprob for entry in entries}
+    longest_first = sorted(filter(None, top), key=len, reverse=True)
+    names = {c: next((t for t in longest_first if c.lower().startswith(t)), c) for c in choices}
+    return chosen(top, names)

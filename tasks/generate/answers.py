@@ -1,0 +1,64 @@
+"""Outputs of the base model: what generating answers and rewriting golds have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterator
+
+import pyarrow as pa
+
+from tasks import schema
+from tasks.config import EngineConfig, GenerateConfig, ModelConfig, RewriteConfig
+from tasks.digest import stable_seed
+from tasks.engines import Engine, Message, Reply, Request, Sampling
+from tasks.errors import StepError
+from tasks.generate.paid import Filling, Need, Needed, Row, fill, space_of
+from tasks.rows import RowStore, row_key
+from tasks.step import Context
+from tasks.store import Store
+
+_STORED = pa.schema([f for f in schema.OUTPUTS if f.name not in ("example_id", "kind", "sample_index")])
+
+Decoding = GenerateConfig | RewriteConfig
+
+
+def paid_answers(
+    store: Store, table: str, config: Decoding, *, model: ModelConfig, engine: EngineConfig, origin: str = ""
+) -> RowStore:
+    """Where answers that were decoded in this way are kept."""
+    settings = (config.max_new_tokens, config.temperature, config.top_p, config.seed)
+    return RowStore(store, table, space_of(model, engine, *settings), _STORED, origin=origin)
+
+
+def request_for(messages: list[Message], rows: RowStore, config: Decoding, *, sample_index: int = 0) -> Request:
+    """What to ask; its key and its seed come from its content alone."""
+    key = row_key(rows.space, messages, sample_index)
+    return Request(key, messages, stable_seed(config.seed, key))
+
+
+def write_outputs(
+    ctx: Context, rows: RowStore, needs: Callable[[], Iterator[Need[Request]]], config: Decoding, *,
+    model: ModelConfig, engine: EngineConfig,
+) -> Needed:  # fmt: skip
+    """Get the answers that are missing and write `outputs.parquet`.
+
+    Raises:
+        StepError: More than `max_failed_share` of the rows have no output.
+    """
+    sampling = Sampling(config.max_new_tokens, config.temperature, config.top_p)
+
+    def ask(opened: Engine, requests: Iterator[Request], done: Container[str]) -> Iterator[Row]:
+        return (_stored(reply) for reply in opened.generate(requests, sampling, done=done))
+
+    needed = fill(ctx, Filling(rows, needs, ask, schema.OUTPUTS), model=model, engine=engine)
+    n_failed, name = ctx.counts["rows_failed"], ctx.ref["step"]
+    if n_failed > config.max_failed_share * needed.n_rows:
+        raise StepError(
+            f"{name}: {n_failed} of {needed.n_rows} rows have no output ({ctx.facts['problems']}). Finished rows are "
+            f"kept; the same command tries again those where that may help ({name}.max_failed_share allows more)."
+        )
+    return needed
+
+
+def _stored(reply: Reply) -> Row:
+    unstored = ("key", "choice_logprobs")
+    return {"row_key": reply.key, **{name: value for name, value in reply._asdict().items() if name not in unstored}}

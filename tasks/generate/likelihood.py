@@ -1,0 +1,63 @@
+"""The likelihood step: how probable the base model finds each accepted output, and the gold answer.
+
+Fine-tuning on texts of low likelihood is what makes a model forget (arXiv 2501.14315); policy `min_nll` chooses by it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Container, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+
+from tasks import schema
+from tasks.aligned import accepted, judged_outputs, training_batches, with_matches
+from tasks.config import EngineConfig, ModelConfig
+from tasks.engines import Continuation, Engine, Likelihood
+from tasks.generate.paid import Filling, Need, Row, fill, space_of, weights
+from tasks.process import one_process
+from tasks.rows import RowStore, row_key
+from tasks.step import Context, step
+from tasks.store import Ref
+
+_STORED = pa.schema(
+    [("row_key", pa.string()), ("base_nll", pa.float64()), ("problem", pa.string()), ("retryable", pa.bool_())]
+)
+
+
+@step(version=1, outside=weights, launcher=one_process)
+def likelihood(
+    ctx: Context, *, model: ModelConfig, engine: EngineConfig, examples: Ref, outputs: Ref, verdicts: Ref
+) -> None:
+    """Measure accepted outputs and the first gold of each training row; writes `likelihoods.parquet`."""
+    rows = RowStore(ctx.store, "likelihoods", space_of(model, engine), _STORED, origin=ctx.ref["fingerprint"])
+    paths = ctx.path(examples, "examples.parquet"), ctx.path(outputs, "outputs.parquet")
+    judged = ctx.path(verdicts, "verdicts.parquet")
+    filling = Filling(rows, lambda: _needs(*paths, judged, rows.space), _measured, schema.LIKELIHOODS)
+    fill(ctx, filling, model=model, engine=engine)
+
+
+def _needs(examples: Path, outputs: Path, verdicts: Path, space: str) -> Iterator[Need[Continuation]]:
+    """Accepted outputs and the gold of each training example, sorted by (example_id, kind, sample_index)."""
+    for batch, found in with_matches(
+        training_batches(examples, ["messages", "golds"]), judged_outputs(outputs, verdicts)
+    ):
+        texts: defaultdict[str, list[tuple[str, int, str]]] = defaultdict(list)
+        for row in found.filter(accepted(found)).to_pylist():
+            texts[row["example_id"]].append((row["kind"], row["sample_index"], row["text"]))
+        for row in batch.to_pylist():
+            for kind, sample_index, text in sorted([*texts[row["example_id"]], ("gold", 0, row["golds"][0])]):
+                key = row_key(space, row["messages"], text)
+                yield Need(row["example_id"], kind, sample_index, Continuation(key, row["messages"], text))
+
+
+def _measured(engine: Engine, continuations: Iterator[Continuation], done: Container[str]) -> Iterator[Row]:
+    return (_stored(found) for found in engine.likelihoods(continuations, done=done))
+
+
+def _stored(found: Likelihood) -> Row:
+    if found.nll is not None and not math.isfinite(found.nll):  # half precision that overflowed
+        found = Likelihood(found.key, None, f"not_finite: the likelihood is {found.nll}", retryable=False)
+    return {"row_key": found.key, "base_nll": found.nll, "problem": found.problem, "retryable": found.retryable}

@@ -1,0 +1,97 @@
+"""The rewrite step: the base model says the gold answer in its own words (arXiv 2402.13669).
+
+What it writes is a table of outputs like any other: the judge decides which of them are acceptable.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tasks.aligned import accepted, judged_outputs, training_batches, with_matches
+from tasks.config import EngineConfig, ModelConfig, RewriteConfig
+from tasks.digest import digest_of
+from tasks.engines import Request
+from tasks.generate.answers import paid_answers, request_for, write_outputs
+from tasks.generate.paid import Need, Needed, count_needed, weights
+from tasks.generate.prompts import compiled, rewrite_prompt, template_text
+from tasks.process import one_process
+from tasks.rows import RowStore
+from tasks.step import Context, step
+from tasks.store import Ref, Store
+
+_TABLE = "rewrites"
+
+
+class Judged(NamedTuple):
+    """Answers that were judged: the tables `outputs` and `verdicts`."""
+
+    outputs: Path
+    verdicts: Path
+
+
+def _outside(*, model: ModelConfig, config: RewriteConfig, **sections: object) -> Mapping[str, str]:
+    return {**weights(model=model), "template": digest_of(template_text(config.template))}
+
+
+@step(version=1, outside=_outside, launcher=one_process)
+def rewrite(
+    ctx: Context, *, model: ModelConfig, engine: EngineConfig, config: RewriteConfig, examples: Ref,
+    outputs: Ref | None = None, verdicts: Ref | None = None,
+) -> None:  # fmt: skip
+    """Let the base model rewrite gold answers; writes `outputs.parquet`, kind rewrite, which may have no rows.
+
+    Args:
+        outputs: With `verdicts`: only examples without an accepted answer are rewritten. Without both: all.
+    """
+    rows = paid_answers(ctx.store, _TABLE, config, model=model, engine=engine, origin=ctx.ref["fingerprint"])
+    path, passed_over = ctx.path(examples, "examples.parquet"), Counter[str]()
+    judged = None
+    if outputs and verdicts:
+        judged = Judged(ctx.path(outputs, "outputs.parquet"), ctx.path(verdicts, "verdicts.parquet"))
+    needs = _needs(path, judged, rows, config, passed_over)
+    needed = write_outputs(ctx, rows, needs, config, model=model, engine=engine)
+    ctx.account(ctx.counts_of(examples)["rows.train"], needed.n_rows, passed_over)
+
+
+def count_rewrites(
+    store: Store, model: ModelConfig, engine: EngineConfig, config: RewriteConfig, examples: Path, judged: Judged | None
+) -> Needed:
+    """What the step would need. Loads no model."""
+    rows = paid_answers(store, _TABLE, config, model=model, engine=engine)
+    return count_needed(_needs(examples, judged, rows, config, Counter())(), rows.done())
+
+
+def _needs(
+    path: Path, judged: Judged | None, rows: RowStore, config: RewriteConfig, passed_over: Counter[str]
+) -> Callable[[], Iterator[Need[Request]]]:
+    """A row for each example to rewrite, in example order; the others are counted in `passed_over`."""
+    template = compiled(template_text(config.template), config.template)
+
+    def needs() -> Iterator[Need[Request]]:
+        passed_over.clear()
+        for batch in _to_rewrite(path, judged, passed_over):
+            for row in batch.to_pylist():
+                messages = rewrite_prompt(template, row["messages"], row["golds"][0], name=config.template)
+                yield Need(row["example_id"], "rewrite", 0, request_for(messages, rows, config))
+
+    return needs
+
+
+def _to_rewrite(path: Path, judged: Judged | None, passed_over: Counter[str]) -> Iterator[pa.RecordBatch]:
+    training = training_batches(path, ["messages", "golds"])
+    if judged is None:
+        yield from training
+        return
+    for batch, found in with_matches(training, judged_outputs(*judged)):
+        is_own = pc.and_(accepted(found), pc.equal(found.column("kind"), "answer"))
+        own = found.filter(is_own).column("example_id").combine_chunks()
+        wanted = batch.filter(pc.invert(pc.is_in(batch.column("example_id"), own)))
+        if n_passed := batch.num_rows - wanted.num_rows:
+            passed_over["own_accepted"] += n_passed
+        yield wanted

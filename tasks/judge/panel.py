@@ -1,0 +1,124 @@
+"""The judges of a panel, what decides a judgement apart from its prompt, and how several opinions become a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from tasks.config import EngineConfig, JudgeConfig, JudgeModelConfig, LlmJudgeConfig, ModelConfig
+from tasks.digest import digest_of
+from tasks.judge.replies import STORED, Opinion
+from tasks.judge.rubrics import rubric_texts
+from tasks.judge.rules import ACCEPT, REJECT, UNJUDGED
+from tasks.models import model_digest
+from tasks.rows import RowStore
+from tasks.store import Store
+
+TABLE = "judgements"
+
+
+class Judge(NamedTuple):
+    """One judge of the panel and where its replies are kept.
+
+    Attributes:
+        space: What decides a reasoning or verdict apart from its prompt; in the keys of both.
+        reasonings: What it wrote before its verdicts; without reasoning, nothing is in it.
+    """
+
+    model: ModelConfig
+    engine: EngineConfig
+    space: str
+    rows: RowStore
+    reasonings: RowStore
+
+
+class Decision(NamedTuple):
+    """What a panel makes of one answer.
+
+    Attributes:
+        p_accept: Mean probability of accept; None where it was not measured.
+        score: The highest threshold at which it would still be accepted; None where the panel is undecided.
+        reason: In a few words, always the same for the same cause.
+    """
+
+    verdict: str
+    p_accept: float | None
+    score: float | None
+    reason: str
+
+
+def panel(store: Store, config: LlmJudgeConfig, engine: EngineConfig, *, origin: str) -> list[Judge]:
+    """The judges with their rows.
+
+    Args:
+        engine: The recipe's, for judges that have none of their own.
+        origin: Fingerprint of the step that asks.
+    """
+    judges = []
+    for judge in config.judges:
+        runs_it = judge.engine or engine
+        asked = {name: value for name, value in runs_it.identity().items() if name != "batch_tokens"}
+        sampling = [config.temperature, config.seed, config.reasoning and config.max_reasoning_tokens]
+        space = digest_of([_digest(judge, engine), judge.model.dtype, asked, *sampling])[:32]
+        rows, reasonings = (digest_of([space, what])[:32] for what in (config.verdict_by, "reasoning"))
+        judges.append(
+            Judge(
+                judge.model, runs_it, space, RowStore(store, TABLE, rows, STORED, origin=origin),
+                RowStore(store, TABLE, reasonings, STORED, origin=origin),
+            )
+        )  # fmt: skip
+    return judges
+
+
+def outside(*, config: JudgeConfig, engine: EngineConfig, **sections: object) -> dict[str, Any]:  # Any: JSON values
+    """What enters the step from outside: the judges' weights and the rubrics' texts."""
+    if config.llm is None:
+        return {}
+    texts = rubric_texts(config.llm.rubric)
+    return {
+        "judges": [_digest(judge, engine) for judge in config.llm.judges],
+        "rubrics": {task: digest_of(text) for task, text in texts.items()},
+    }
+
+
+def _digest(judge: JudgeModelConfig, engine: EngineConfig) -> str:
+    """Of the weights; on a server elsewhere, of the name they have there, which is all there is to know."""
+    runs_it = judge.engine or engine
+    if runs_it.kind == "openai":
+        return digest_of(["served", runs_it.served_model or judge.model.base])
+    return model_digest(judge.model)
+
+
+def decide(opinions: Sequence[Opinion], config: LlmJudgeConfig) -> Decision:
+    """One verdict from all opinions on an answer.
+
+    A mean needs every opinion: without one of them it would be another panel's. A majority is one of all opinions,
+    those without a verdict included; where there is none, the answer stays unjudged.
+    """
+    values = [opinion.value for opinion in opinions if opinion.value is not None]
+    measured = [opinion.p_accept for opinion in opinions if opinion.p_accept is not None]
+    p_accept = sum(measured) / len(opinions) if len(measured) == len(opinions) else None
+    missing = next((opinion.problem for opinion in opinions if opinion.value is None), None)
+    if config.combine == "majority":
+        return _majority(values, len(opinions), config.threshold, p_accept, missing)
+    if missing is not None:
+        return Decision(UNJUDGED, None, None, missing)
+    score = sum(values) / len(values)
+    shown = score if len(values) > 1 else p_accept  # one verdict in words is no probability
+    if score >= config.threshold:
+        return Decision(ACCEPT, shown, score, "the judge accepts")
+    return Decision(REJECT, shown, score, "the judge rejects")
+
+
+def _majority(
+    values: list[float], n_opinions: int, threshold: float, p_accept: float | None, missing: str | None
+) -> Decision:
+    needed = n_opinions // 2 + 1
+    # Accepted at any threshold up to the one that the last of the needed votes still reaches.
+    score = sorted(values, reverse=True)[needed - 1] if len(values) >= needed else 0.0
+    n_accept = sum(value >= threshold for value in values)
+    if n_accept >= needed:
+        return Decision(ACCEPT, p_accept, score, "most judges accept")
+    if len(values) - n_accept >= needed:
+        return Decision(REJECT, p_accept, score, "most judges reject")
+    return Decision(UNJUDGED, p_accept, None, missing or "the judges are split")

@@ -1,0 +1,112 @@
+"""A judge's reply as it is stored, and the opinion that it holds.
+
+What the judge said is kept raw, so that a better reader of it costs no new reply. A reply without a verdict that can be
+made out is no opinion: never a rejection, never a 0.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from tasks.engines import Reply
+from tasks.judge.rules import ACCEPT, REJECT
+
+CHOICES = (ACCEPT, REJECT)
+STORED = pa.schema([
+    ("row_key", pa.string()), ("text", pa.string()), ("accept_logprob", pa.float64()), ("reject_logprob", pa.float64()),
+    ("finish_reason", pa.string()), ("n_prompt_tokens", pa.int32()), ("n_output_tokens", pa.int32()),
+    ("reasoning", pa.string()), ("problem", pa.string()), ("retryable", pa.bool_()),
+])  # fmt: skip
+_WORDS = {"accept": True, "accepted": True, "reject": False, "rejected": False}
+_MARKUP = " \t*_`\"'.!()[]{}"
+_LABELLED = re.compile(r"\bverdict\b[\s\"'*_`]*(?:[:=]|\bis\b)[\s\"'*_`(\[{]*([a-z]+)([^\n]*)(\n?)", re.IGNORECASE)
+_CHOICE_WORD = re.compile(r"\b(?:accept|reject)(?:ed)?\b", re.IGNORECASE)
+
+Row = dict[str, Any]  # Any: values of a stored row
+
+
+class Opinion(NamedTuple):
+    """What one judge thinks of one answer.
+
+    Attributes:
+        accepts: As the judge said it; None without a verdict, and `problem` says why.
+        p_accept: Probability of accept against reject; None where the engine gave none.
+    """
+
+    accepts: bool | None
+    p_accept: float | None = None
+    problem: str | None = None
+
+    @property
+    def value(self) -> float | None:
+        """How much it is for accept, 0 to 1; a verdict in words counts as certain."""
+        if self.p_accept is not None:
+            return self.p_accept
+        return None if self.accepts is None else float(self.accepts)
+
+
+def stored(reply: Reply, *, reasoning: str | None = None) -> Row:
+    """A reply as a row of the store."""
+    logprobs = reply.choice_logprobs or {}
+    return {
+        "row_key": reply.key, "text": reply.text, "accept_logprob": logprobs.get(ACCEPT),
+        "reject_logprob": logprobs.get(REJECT), "finish_reason": reply.finish_reason,
+        "n_prompt_tokens": reply.n_prompt_tokens, "n_output_tokens": reply.n_output_tokens, "reasoning": reasoning,
+        "problem": reply.problem, "retryable": reply.retryable,
+    }  # fmt: skip
+
+
+def opinion_of(row: Mapping[str, Any]) -> Opinion:  # Any: values of a stored row
+    """The opinion in a stored reply: from probabilities where there are any, else from the text."""
+    if row["problem"] is not None:
+        return Opinion(None, problem=f"the judge failed ({row['problem'].partition(':')[0]})")
+    p_accept = probability(row["accept_logprob"], row["reject_logprob"])
+    if p_accept is not None:
+        return Opinion(p_accept >= 0.5, p_accept)
+    is_cut_off = row["finish_reason"] == "length"
+    accepts = read_verdict(row["text"] or "", is_cut_off=is_cut_off)
+    if accepts is None:
+        return Opinion(None, problem="the judge was cut off" if is_cut_off else "no verdict in the judge's reply")
+    return Opinion(accepts)
+
+
+def probability(accept_logprob: float | None, reject_logprob: float | None) -> float | None:
+    """P(accept), normalised over the two choices; None where either is not known."""
+    if accept_logprob is None or reject_logprob is None:
+        return None
+    difference = reject_logprob - accept_logprob
+    if math.isnan(difference):  # both are impossible
+        return None
+    return 1 / (1 + math.exp(difference)) if difference < 700 else 0.0
+
+
+def read_verdict(text: str, *, is_cut_off: bool) -> bool | None:
+    """Whether a reply in free text accepts; None where that cannot be made out.
+
+    The last "verdict: ..." binds, and is checked after the match: an unclear last one does not make an earlier one
+    count, which may be quoted from the candidate. Without a label, the first or last line must be the bare word.
+    """
+    labelled = list(_LABELLED.finditer(text))
+    if labelled:
+        word, rest, line_end = labelled[-1].groups()
+        if _CHOICE_WORD.search(rest) or (is_cut_off and not line_end):
+            return None  # "accept or reject", or what may have gone on so
+        return _WORDS.get(word.lower())
+    lines = [line for line in text.splitlines() if line.strip()]
+    if not lines:
+        return None
+    # The last line of a reply that was cut off may be the beginning of another word.
+    last, first = (
+        (None if is_cut_off else _bare(lines[-1])),
+        (None if is_cut_off and len(lines) == 1 else _bare(lines[0])),
+    )
+    return first if last is None else last
+
+
+def _bare(line: str) -> bool | None:
+    return _WORDS.get(line.strip(_MARKUP).lower())

@@ -1,0 +1,117 @@
+"""The audit of the LLM judge, as the judge step left it in its manifest, and what of it should make one careful."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+from tasks.report.wording import count, interval, percent
+from tasks.store import Ref, Store
+
+LOW_PRECISION = 0.9  # of the LLM's self-targets, from which on one should know
+
+
+class Share(TypedDict):
+    """A share with its interval; `value` is null where nothing was counted, or nothing can be told."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+class AuditClass(TypedDict):
+    """The audit of one class of answerability, or of all: probes, and what follows for the real answers."""
+
+    answerable: str
+    right_accepted: int
+    right_rejected: int
+    wrong_accepted: int
+    wrong_rejected: int
+    unjudged: int
+    precision: Share
+    recall: Share
+    false_accepts: Share
+    decided: int
+    accepted: int
+    wrong_accepted_answers: Share
+    precision_of_answers: Share | None
+
+
+class AuditKind(TypedDict):
+    """Verdicts on one kind of probe."""
+
+    kind: str
+    acceptable: bool
+    accept: int
+    reject: int
+    unjudged: int
+
+
+class AuditThreshold(TypedDict):
+    """What another threshold would do; `accepted` counts real answers."""
+
+    threshold: float
+    precision: float | None
+    recall: float | None
+    accepted_probes: int
+    accepted: int
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The audit of one judge step.
+
+    Attributes:
+        of: What the step judged: answers or rewrites.
+        fell_short: How the judge missed the precision asked for, so that what it accepts is trained on as gold.
+    """
+
+    of: str
+    n_probes: int
+    threshold: float
+    min_precision: float | None
+    fell_short: str | None
+    classes: list[AuditClass]
+    kinds: list[AuditKind]
+    sweep: list[AuditThreshold]
+    warnings: list[str]
+
+
+def audits(store: Store, artifacts: Mapping[str, Ref]) -> list[Audit]:
+    """The audits of a run: none where rules judged alone, or no audit was asked for."""
+    found = []
+    for name, of in (("verdicts", "answers"), ("rewrite_verdicts", "rewrites")):
+        manifest = store.manifest(**artifacts[name]) if name in artifacts else None
+        if facts := manifest.facts.get("audit") if manifest else None:
+            found.append(_audit(of, facts))
+    return found
+
+
+def _audit(of: str, facts: Mapping[str, Any]) -> Audit:  # Any: JSON values
+    return Audit(of, **{name: facts[name] for name in Audit.__dataclass_fields__ if name != "of"})
+
+
+def audit_warnings(found: Sequence[Audit]) -> Iterator[str]:
+    """What should make a reader careful. Steps with the same judge share their probes: each is told once."""
+    yield from dict.fromkeys(warning for audit in found for warning in audit.warnings)
+    for audit in found:
+        if audit.fell_short:
+            yield (
+                f"The audit: {audit.fell_short}, where {audit.min_precision:g} was asked for. What the LLM accepted of "
+                f"the {audit.of} counts as unjudged, so gold is trained on."
+            )
+            continue
+        everything = audit.classes[0]
+        right, wrong = everything["precision_of_answers"], everything["wrong_accepted_answers"]
+        if right is None or (right["value"] is not None and right["value"] >= LOW_PRECISION):
+            continue
+        those = f"Of the {count(everything['accepted'])} {audit.of} that the LLM accepted,"
+        if right["value"] is None:
+            yield f"{those} the audit cannot tell how many are wrong."
+        else:
+            likely = interval(right["low"], right["high"], sign=False)
+            yield (
+                f"{those} only {percent(right['value'])} {likely} are expected to be right: about "
+                f"{count(wrong['value'])} teach an error."
+            )

@@ -1,0 +1,100 @@
+"""What each training row could teach: one candidate a row, put together from the tables batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tasks import schema
+from tasks.aligned import GRAIN, Following, accepted, judged_outputs, tables_of, training_batches
+
+_JUDGED = ["text", "verdict", "verdict_reason"]
+_TYPES = {"base_nll": pa.float64()}  # all others are strings
+
+
+class Tables(NamedTuple):
+    """The tables that a policy reads; None is one that it does not read."""
+
+    examples: Path
+    outputs: Path
+    verdicts: Path
+    rewrites: Path | None = None
+    rewrite_verdicts: Path | None = None
+    likelihoods: Path | None = None
+
+
+def candidates(tables: Tables) -> Iterator[tuple[pa.Table, pa.Table]]:
+    """Training examples in batches, and for each row its candidate, in the same order.
+
+    A candidate's columns stand in `tasks.selection.policies`.
+    """
+    answers = Following(judged_outputs(tables.outputs, tables.verdicts))
+    rewrites = likelihoods = None
+    if tables.rewrites and tables.rewrite_verdicts:
+        rewrites = Following(judged_outputs(tables.rewrites, tables.rewrite_verdicts))
+    if tables.likelihoods:
+        likelihoods = Following(tables_of(tables.likelihoods, schema.LIKELIHOODS, [*GRAIN, "base_nll"]))
+    for batch in training_batches(tables.examples, ["messages", "golds"]):
+        ids = batch.column("example_id")
+        measured = likelihoods.until(ids[-1]) if likelihoods else None
+        own = _best(answers.until(ids[-1]), measured)
+        rewritten = _of_kind("rewrite", rewrites.until(ids[-1])) if rewrites else None
+        gold = _of_kind("gold", measured) if measured else None
+        columns = {
+            **_of_each(ids, own, [*_JUDGED, "base_nll"]),
+            **_of_each(ids, rewritten, _JUDGED, prefix="rewrite_"),
+            **_of_each(ids, gold, ["base_nll"], prefix="gold_"),
+        }
+        yield pa.Table.from_batches([batch]), pa.table({"example_id": ids, **columns})
+
+
+def has_output(judged: pa.Table) -> pa.ChunkedArray:
+    """Whether there is an own output to train on: not failed, not empty."""
+    return pc.fill_null(pc.not_equal(judged.column("text"), ""), False)
+
+
+def _of_kind(kind: str, found: pa.Table) -> pa.Table:
+    return found.filter(pc.equal(found.column("kind"), kind))
+
+
+def _best(judged: pa.Table, measured: pa.Table | None) -> pa.Table:
+    """One answer per example: an accepted one first, then one with an output, then the lower sample index.
+
+    Where likelihoods were measured, the lower base_nll goes before the sample index, and an unknown one comes last.
+    """
+    answers = _of_kind("answer", judged)
+    order = {"not_accepted": pc.invert(accepted(answers)), "no_output": pc.invert(has_output(answers))}
+    if measured is not None:
+        order["base_nll"] = _nll_of(answers, _of_kind("answer", measured))
+    for name, column in order.items():
+        answers = answers.append_column(name, column)
+    ordered = answers.sort_by([(name, "ascending") for name in ("example_id", *order, "sample_index")])
+    ids = ordered.column("example_id").combine_chunks()
+    is_first = pa.concat_arrays([pa.array([True] * min(1, len(ids)), pa.bool_()), pc.not_equal(ids[1:], ids[:-1])])
+    return ordered.filter(is_first)
+
+
+def _nll_of(answers: pa.Table, measured: pa.Table) -> pa.ChunkedArray:
+    place = pc.index_in(_sample_key(answers), _sample_key(measured).combine_chunks())
+    return measured.column("base_nll").take(place)
+
+
+def _sample_key(rows: pa.Table) -> pa.ChunkedArray:
+    sample = pc.cast(rows.column("sample_index"), pa.string())
+    return pc.binary_join_element_wise(rows.column("example_id"), sample, ":")
+
+
+def _of_each(
+    ids: pa.Array, found: pa.Table | None, names: list[str], *, prefix: str = ""
+) -> dict[str, pa.ChunkedArray]:
+    """These columns for each example; null where it has no row, or where the table is not read."""
+    there = [] if found is None else [name for name in names if name in found.column_names]
+    columns = {name: pa.nulls(len(ids), _TYPES.get(name, pa.string())) for name in names}
+    if found is not None:
+        place = pc.index_in(ids, found.column("example_id").combine_chunks())
+        columns |= {name: found.column(name).take(place) for name in there}
+    return {f"{prefix}{name}": column for name, column in columns.items()}

@@ -1,0 +1,181 @@
+"""The generate step beside vLLM's own offline `LLM.chat`, and one server for three models beside a server for each.
+
+Both sides read the same prompts with the same model on the same machine, one after the other. Needs `make engine`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from tasks.config import (
+    AbstentionConfig,
+    DataConfig,
+    EngineConfig,
+    EvaluateConfig,
+    GenerateConfig,
+    ModelConfig,
+    SourceConfig,
+    TrainConfig,
+)
+from tasks.engines.server import VllmServer, find_python
+from tasks.evaluate import evaluate, measure
+from tasks.generate import generate
+from tasks.ingest import ingest
+from tasks.models import LAB_MODEL
+from tasks.step import Planned, Step, as_input
+from tasks.store import Store, open_store
+
+N_ROWS, N_TOKENS = 3_000, 32
+ENGINE = EngineConfig(kind="vllm")
+_OFFLINE = """
+import json, sys, time
+if __name__ == "__main__":
+    from vllm import LLM, SamplingParams
+    chats = json.load(open(sys.argv[2]))
+    llm = LLM(sys.argv[1], dtype="float32", max_model_len=4096, enable_prefix_caching=True)
+    sampling = SamplingParams(max_tokens=int(sys.argv[3]), temperature=0.0)
+    llm.chat(chats[:64], sampling, use_tqdm=False)
+    started = time.monotonic()
+    llm.chat(chats, sampling, use_tqdm=False)
+    print("SECONDS", time.monotonic() - started)
+"""
+
+
+def measure_generate(folder: Path) -> dict[str, Any]:  # Any: JSON values
+    """Rows a second of both sides, the best of two runs each, and their ratio."""
+    examples = _examples(open_store(str(folder / "data")), N_ROWS)
+    table = pq.read_table(examples, columns=["split", "messages"], filters=[("split", "=", "train")])
+    chats = table.column("messages").to_pylist()
+    (folder / "chats.json").write_text(json.dumps(chats))
+    offline, ours = [], []
+    for turn in range(2):
+        offline.append(len(chats) / _offline(folder / "chats.json"))
+        ours.append(_ours(folder / f"generate-{turn}"))
+    return {
+        "rows": len(chats), "offline_rows_per_second": round(max(offline), 1),
+        "step_rows_per_second": round(max(ours), 1), "ratio": round(max(ours) / max(offline), 3),
+    }  # fmt: skip
+
+
+def _offline(chats: Path) -> float:
+    command = [str(find_python(ENGINE)), "-c", _OFFLINE, str(LAB_MODEL), str(chats), str(N_TOKENS)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=chats.parent)
+    return float(done.stdout.rpartition("SECONDS")[2])
+
+
+def _ours(folder: Path) -> float:
+    """Rows a second of the whole step, Parquet included, without the server's start and end."""
+    store = open_store(str(folder))
+    examples = _plan_examples(N_ROWS)
+    examples.execute(store)
+    planned = _here(generate).plan(
+        model=ModelConfig(base="lab"), engine=ENGINE, config=GenerateConfig(max_new_tokens=N_TOKENS), examples=examples
+    )
+    with _server_seconds() as apart:
+        started = time.monotonic()
+        planned.execute(store)
+        seconds = time.monotonic() - started - sum(apart)
+    manifest = store.manifest(**planned.ref)
+    assert manifest is not None
+    return manifest.counts["rows_generated"] / seconds
+
+
+def measure_evaluate(folder: Path) -> dict[str, Any]:  # Any: JSON values
+    """Seconds of base and two adapters on one server, and of three evaluations with a server each."""
+    store = open_store(str(folder / "evaluate"))
+    examples = _plan_examples(200)
+    examples.execute(store)
+    sections = {
+        "model": ModelConfig(base="lab"), "engine": ENGINE, "abstention": AbstentionConfig(),
+        "config": EvaluateConfig(benchmarks=("lab",), limit=300, max_task_rows=100, max_new_tokens=20),
+    }  # fmt: skip
+    adapters = [_adapter(store, seed) for seed in (1, 2)]
+    models: list[dict[str, Planned]] = [{}, *({"adapter": one} for one in adapters)]
+    apart = [_seconds(store, _here(evaluate).plan(examples=examples, **sections, **one)) for one in models]
+    for one in models:  # made again by measure
+        ref = evaluate.plan(examples=examples, **sections, **one).ref
+        store.fs.rm(store.path("steps", ref["step"], ref["fingerprint"]), recursive=True)
+    inputs = {f"adapter_{i}": one for i, one in enumerate(adapters)}
+    together = _seconds(store, _here(measure).plan(examples=examples, **sections, **inputs))
+    return {
+        "three_servers_seconds": round(sum(apart), 1), "one_server_seconds": round(together, 1),
+        "ratio": round(together / sum(apart), 3),
+    }  # fmt: skip
+
+
+def _seconds(store: Store, planned: Planned) -> float:
+    started = time.monotonic()
+    planned.execute(store, force=True)
+    return time.monotonic() - started
+
+
+def _adapter(store: Store, seed: int) -> Planned:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from tasks.digest import digest_of
+    from tasks.store import Manifest, Ref, describe_files
+
+    torch.manual_seed(seed)
+    config = LoraConfig(r=TrainConfig().lora_rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    made = get_peft_model(AutoModelForCausalLM.from_pretrained(LAB_MODEL), config)
+    ref = Ref(step="train", fingerprint=digest_of(["bench", seed]))
+    with store.staging(**ref) as out:
+        made.save_pretrained(out / "adapter", safe_serialization=True)
+        store.publish(out, Manifest(**ref, identity={}, inputs={}, files=describe_files(out)))
+    return as_input(ref)
+
+
+@contextmanager
+def _server_seconds() -> Any:  # Any: an iterator of a list that fills
+    """Collects how long servers take to start and to end."""
+    spent: list[float] = []
+    enter, leave = VllmServer.__enter__, VllmServer.__exit__
+
+    def timed(method: Any) -> Any:  # Any: a method
+        def run(*arguments: Any) -> Any:
+            started = time.monotonic()
+            try:
+                return method(*arguments)
+            finally:
+                spent.append(time.monotonic() - started)
+
+        return run
+
+    VllmServer.__enter__, VllmServer.__exit__ = timed(enter), timed(leave)
+    try:
+        yield spent
+    finally:
+        VllmServer.__enter__, VllmServer.__exit__ = enter, leave
+
+
+def _here(step: Step) -> Step:
+    return dataclasses.replace(step, launcher=None)
+
+
+def _plan_examples(n_rows: int) -> Planned:
+    return ingest.plan(config=DataConfig(sources=(SourceConfig(name="lab", reader="lab"),), lab_rows=n_rows))
+
+
+def _examples(store: Store, n_rows: int) -> Path:
+    return store.fetch(_plan_examples(n_rows).execute(store)) / "examples.parquet"
+
+
+def main() -> None:
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "build/benchmarks")
+    folder.mkdir(parents=True, exist_ok=True)
+    sys.stdout.write(json.dumps({"generate": measure_generate(folder), "evaluate": measure_evaluate(folder)}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,495 @@
+"""The client of OpenAI-compatible servers, against one that fails as it is told to."""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tasks.config import EngineConfig, ModelConfig
+from tasks.engines import Continuation, Engine, Reply, Request, Sampling, open_engine, remote
+from tasks.engines.prompts import PromptReader
+from tasks.engines.remote import Connection, RemoteEngine
+from tasks.errors import ConfigError, StepError
+from tasks.lab.tokenizer import build_tokenizer
+
+sys.path.insert(0, str(Path(__file__).parent))
+from faulty_server import (
+    Fault,
+    FaultyServer,
+    Prompt,
+    answer_to,
+    chance_of_first,
+    changed,
+    cut,
+    first_choice,
+    http,
+    logprob_of,
+    said,
+    slow,
+)
+
+Opened = Callable[..., AbstractContextManager[Engine]]
+
+SAMPLING = Sampling(max_new_tokens=8)
+JUDGING = Sampling(max_new_tokens=8, choices=("Yes", "No"))
+
+
+@pytest.fixture(autouse=True)
+def _no_long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(remote, "MAX_BACKOFF_SECONDS", 0.3)
+    monkeypatch.setattr(remote, "PROBE_SECONDS", 0.05)
+    monkeypatch.setattr(remote, "PATIENCE_SECONDS", 3.0)
+
+
+@pytest.fixture(scope="module")
+def reader() -> PromptReader:
+    return PromptReader(build_tokenizer())
+
+
+@pytest.fixture
+def connection(reader: PromptReader) -> Connection:
+    return Connection(
+        urls=[], model="base", prompts=reader, context=512, concurrency=64, timeout_seconds=20, is_vllm=True
+    )
+
+
+def request(i: int) -> Request:
+    return Request(f"key-{i}", [{"role": "user", "content": f"Question {i}"}], seed=i)
+
+
+def requests(n: int) -> list[Request]:
+    return [request(i) for i in range(n)]
+
+
+def prompt(reader: PromptReader, i: int) -> Prompt:
+    return tuple(reader.ids(request(i).messages))
+
+
+def ask(connection: Connection, *servers: FaultyServer, n: int = 40, sampling: Sampling = SAMPLING) -> list[Reply]:
+    engine = RemoteEngine(replace(connection, urls=[server.url for server in servers]))
+    return list(engine.generate(requests(n), sampling))
+
+
+def assert_all_answered(replies: list[Reply], reader: PromptReader, n: int = 40) -> None:
+    """Each row once, with the answer to its own prompt."""
+    expected = {f"key-{i}": answer_to(prompt(reader, i)) for i in range(n)}
+    assert sorted(reply.key for reply in replies) == sorted(expected)
+    assert {reply.key: reply.text for reply in replies} == expected
+
+
+# --- all goes well ---
+
+
+def test_each_row_gets_the_answer_to_its_own_prompt(connection: Connection, reader: PromptReader) -> None:
+    with FaultyServer() as server:
+        replies = ask(connection, server, n=1_003)
+    assert_all_answered(replies, reader, 1_003)
+    assert set(server.paid.values()) == {1}
+    assert {(reply.problem, reply.finish_reason, reply.n_output_tokens) for reply in replies} == {(None, "stop", 3)}
+    assert {reply.n_prompt_tokens for reply in replies} == {len(prompt(reader, i)) for i in range(1_003)}
+
+
+def test_rows_that_are_done_are_not_asked(connection: Connection, reader: PromptReader) -> None:
+    with FaultyServer() as server:
+        engine = RemoteEngine(replace(connection, urls=[server.url]))
+        replies = list(engine.generate(requests(40), SAMPLING, done={f"key-{i}" for i in range(35)}))
+    assert {reply.key for reply in replies} == {f"key-{i}" for i in range(35, 40)}
+    assert set(server.seen) == {prompt(reader, i) for i in range(35, 40)}
+
+
+def test_no_row_is_no_reply(connection: Connection) -> None:
+    with FaultyServer() as server:
+        assert ask(connection, server, n=0) == []
+
+
+@pytest.mark.parametrize("concurrency", [1, 5, 64])
+def test_no_more_rows_are_in_flight_than_asked_for(
+    connection: Connection, reader: PromptReader, concurrency: int
+) -> None:
+    with FaultyServer(faults=[slow(0.05)] * 10) as server:
+        assert_all_answered(ask(replace(connection, concurrency=concurrency), server, n=80), reader, 80)
+    assert concurrency // 2 < server.most_rows <= concurrency
+
+
+def test_requests_are_read_only_as_far_as_they_are_needed(connection: Connection) -> None:
+    n_read = 0
+
+    def counted() -> Iterator[Request]:
+        nonlocal n_read
+        for n_read in range(1, 100_001):
+            yield request(n_read)
+
+    with FaultyServer() as server:
+        replies = RemoteEngine(replace(connection, urls=[server.url])).generate(counted(), SAMPLING)
+        next(replies)
+        time.sleep(0.5)  # long enough to read far ahead
+        assert n_read <= 64 + 6 * remote.GROUP_ROWS
+        replies.close()
+
+
+def test_sampled_rows_go_alone_each_with_its_own_seed(connection: Connection) -> None:
+    with FaultyServer() as server:
+        ask(connection, server, n=20, sampling=Sampling(8, temperature=0.7))
+    assert server.n_requests == 20
+    assert server.last_body["temperature"] == 0.7
+    assert server.last_body["seed"] in range(20)
+
+
+def test_a_server_that_renders_chats_itself_is_asked_by_chat(connection: Connection) -> None:
+    with FaultyServer() as server:
+        replies = ask(replace(connection, prompts=None), server)
+    assert {r.key: r.text for r in replies} == {f"key-{i}": answer_to(f"Question {i}") for i in range(40)}
+    assert {(r.n_prompt_tokens, r.n_output_tokens) for r in replies} == {(7, 3)}
+
+
+# --- verdicts and likelihoods ---
+
+
+def test_choices_come_with_their_log_probabilities(connection: Connection, reader: PromptReader) -> None:
+    with FaultyServer() as server:
+        replies = ask(connection, server, sampling=JUDGING)
+    assert {reply.text for reply in replies} == {"Yes", "No"}
+    for reply in replies:
+        first = chance_of_first(prompt(reader, int(reply.key.removeprefix("key-"))))
+        assert reply.choice_logprobs == pytest.approx({"Yes": math.log(first), "No": math.log(1 - first)})
+        assert reply.text == ("Yes" if first >= 0.5 else "No")
+
+
+def test_choices_of_a_chat_come_with_their_log_probabilities(connection: Connection) -> None:
+    with FaultyServer() as server:
+        replies = ask(replace(connection, prompts=None), server, sampling=JUDGING)
+    for reply in replies:
+        first = chance_of_first(f"Question {reply.key.removeprefix('key-')}")
+        assert reply.choice_logprobs == pytest.approx({"Yes": math.log(first), "No": math.log(1 - first)})
+
+
+@pytest.mark.parametrize("by_chat", [False, True])
+def test_a_server_that_refuses_constraints_is_asked_for_plain_text(
+    connection: Connection, reader: PromptReader, by_chat: bool
+) -> None:
+    to = replace(connection, prompts=None) if by_chat else connection
+    with FaultyServer(refuses=["allowed_token_ids", "structured_outputs"]) as server:
+        replies = ask(to, server, sampling=JUDGING)
+    expected = {f"key-{i}": answer_to(f"Question {i}" if by_chat else prompt(reader, i)) for i in range(40)}
+    assert {reply.key: reply.text for reply in replies} == expected
+    assert {reply.choice_logprobs for reply in replies} == {None}
+    assert server.last_body["max_tokens"] == JUDGING.max_new_tokens, "one token is no verdict"
+    assert set(server.paid.values()) == {1}
+
+
+def test_a_verdict_cut_off_by_its_token_limit_says_so(connection: Connection) -> None:
+    with FaultyServer(faults=[first_choice(finish_reason="length")]) as server:
+        [reply] = ask(connection, server, n=1)
+    assert (reply.finish_reason, reply.problem) == ("length", None)
+
+
+def test_likelihoods_are_the_mean_over_the_answer_alone(connection: Connection, reader: PromptReader) -> None:
+    rows = [Continuation(f"key-{i}", request(i).messages, f"words {i}") for i in range(20)]
+    with FaultyServer() as server:
+        engine = RemoteEngine(replace(connection, urls=[server.url]))
+        found = {one.key: one.nll for one in engine.likelihoods(rows, done={"key-0"})}
+    expected = {}
+    for row in rows[1:]:
+        _, answer = reader.with_answer(row.messages, row.text)
+        expected[row.key] = -sum(logprob_of(token) for token in answer) / len(answer)
+    assert found == pytest.approx(expected)
+
+
+def test_a_likelihood_that_the_server_does_not_give_is_a_problem_and_not_zero(connection: Connection) -> None:
+    with FaultyServer(faults=[first_choice(prompt_logprobs=None)]) as server:
+        engine = RemoteEngine(replace(connection, urls=[server.url]))
+        [found] = engine.likelihoods([Continuation("key", request(0).messages, "words")])
+    assert (found.nll, found.retryable) == (None, False)
+    assert (found.problem or "").startswith("no_prompt_logprobs")
+
+
+# --- rows that fail ---
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "retryable"),
+    [
+        (http(429), "http_429", True),
+        (http(503), "http_503", True),
+        (http(500), "http_500", True),
+        (http(403), "http_403", True),
+        (http(400), "http_400", False),
+        (http(400, "maximum context length is 512 tokens"), "context_overflow", False),
+        (slow(1.0), "timeout", True),
+        (cut(), "connection", True),
+        (cut(in_body=True), "connection", True),
+        (said("not JSON"), "malformed_reply", True),
+        (said("[]"), "malformed_reply", True),
+        (said('{"choices": 5}'), "malformed_reply", True),
+        (said('{"choices": [5]}'), "malformed_reply", True),
+        (first_choice(text=None), "malformed_reply", True),
+        (first_choice(text=["a"]), "malformed_reply", True),
+        (first_choice(token_ids=7), "malformed_reply", True),
+        (first_choice(index=1), "malformed_reply", True),
+        (changed(lambda good: good["choices"].clear()), "empty_choices", True),
+        (first_choice(finish_reason="abort"), "unfinished", True),
+        (first_choice(finish_reason=None), "unfinished", True),
+        (first_choice(finish_reason="content_filter"), "unfinished", False),
+    ],
+)
+def test_a_failed_row_is_a_reply_with_a_typed_problem(
+    connection: Connection, fault: Fault, kind: str, retryable: bool
+) -> None:
+    with FaultyServer(faults=[fault] * 20) as server:
+        [reply] = ask(replace(connection, timeout_seconds=0.3), server, n=1)
+    assert ((reply.problem or "").partition(":")[0], reply.retryable) == (kind, retryable)
+    assert (reply.key, reply.text) == ("key-0", None)
+    assert server.n_requests <= remote.BUSY_TRIES, "tries are counted"
+
+
+FAULTS = [
+    http(429), http(500), http(502), slow(0.6), cut(), cut(in_body=True), said("{"), said("null"), http(200, ""),
+    changed(lambda good: good["choices"].clear()), changed(lambda good: good["choices"].pop()),
+    changed(lambda good: good["choices"].append({"index": 0, "text": "twice", "finish_reason": "stop"})),
+    first_choice(text=5), changed(lambda good: good.update(usage=[])),
+]  # fmt: skip
+
+
+def test_passing_faults_lose_no_row_and_pay_for_none_twice(connection: Connection, reader: PromptReader) -> None:
+    with FaultyServer(faults=FAULTS) as server:
+        replies = ask(replace(connection, timeout_seconds=0.5), server, n=400)
+    assert_all_answered(replies, reader, 400)
+    assert not server.faults
+    assert set(server.paid.values()) == {1}
+
+
+def test_passing_faults_of_a_chat_lose_no_row(connection: Connection) -> None:
+    with FaultyServer(faults=[http(429), cut(), said("{"), first_choice(message="text")]) as server:
+        replies = ask(replace(connection, prompts=None), server)
+    assert {r.key: r.text for r in replies} == {f"key-{i}": answer_to(f"Question {i}") for i in range(40)}
+
+
+@pytest.mark.parametrize("status", [400, 500])
+def test_a_poisonous_row_fails_alone(connection: Connection, reader: PromptReader, status: int) -> None:
+    with FaultyServer(poison={prompt(reader, 13): status}) as server:
+        replies = ask(connection, server)
+    failed = {reply.key: reply for reply in replies if reply.problem}
+    assert set(failed) == {"key-13"}
+    assert failed["key-13"].retryable is (status == 500)
+    assert len(replies) == 40
+    assert set(server.paid.values()) == {1}
+    assert server.seen[prompt(reader, 13)] <= 1 + remote.ROW_TRIES
+
+
+def test_a_busy_server_is_asked_again_for_the_same_group(connection: Connection, reader: PromptReader) -> None:
+    with FaultyServer(faults=[http(429)] * 5) as server:
+        assert_all_answered(ask(connection, server), reader)
+    assert server.n_requests == 5 + 5, "a group that is split asks eight times as much of a server that is busy"
+
+
+def test_the_wait_that_a_server_asks_for_is_kept(connection: Connection, reader: PromptReader) -> None:
+    with FaultyServer(faults=[http(429, Retry_After="0.25")]) as server:
+        began = time.monotonic()
+        ask(connection, server, n=1)
+    assert time.monotonic() - began > 0.25
+
+
+@pytest.mark.parametrize("wait", ["3600", "-1", "nan", "Wed, 21 Oct 2099 07:28:00 GMT"])
+def test_no_server_makes_the_job_wait_for_ever(connection: Connection, reader: PromptReader, wait: str) -> None:
+    with FaultyServer(faults=[http(429, Retry_After=wait)]) as server:
+        began = time.monotonic()
+        assert_all_answered(ask(connection, server, n=1), reader, 1)
+    assert time.monotonic() - began < 5
+
+
+def test_a_prompt_that_is_too_long_is_never_sent(connection: Connection, reader: PromptReader) -> None:
+    long = Request("long", [{"role": "user", "content": "Question " * 600}], seed=0)
+    with FaultyServer() as server:
+        engine = RemoteEngine(replace(connection, urls=[server.url]))
+        replies = {reply.key: reply for reply in engine.generate([*requests(3), long], SAMPLING)}
+    assert (replies["long"].problem or "").startswith("context_overflow: ")
+    assert replies["long"].retryable is False
+    assert tuple(reader.ids(long.messages)) not in server.seen
+    assert sum(reply.problem is None for reply in replies.values()) == 3
+
+
+# --- servers that fail ---
+
+
+def test_the_rows_of_a_server_that_dies_go_to_the_other(connection: Connection, reader: PromptReader) -> None:
+    with FaultyServer(dies_after=40) as mortal, FaultyServer() as other:
+        replies = ask(connection, mortal, other, n=400)
+    assert_all_answered(replies, reader, 400)
+    assert 0 < mortal.paid.total() <= 40
+    assert set((mortal.paid + other.paid).values()) == {1}
+
+
+def test_a_server_that_fails_every_row_does_not_draw_them(connection: Connection, reader: PromptReader) -> None:
+    with FaultyServer(faults=[http(500)] * 100_000) as broken, FaultyServer() as other:
+        assert_all_answered(ask(connection, broken, other, n=200), reader, 200)
+
+
+def test_a_job_without_a_server_ends_at_once_and_names_them(connection: Connection) -> None:
+    with FaultyServer(dies_after=20) as one, FaultyServer(dies_after=20) as other:
+        began = time.monotonic()
+        with pytest.raises(StepError, match="no server answers") as error:
+            ask(connection, one, other, n=400)
+    assert time.monotonic() - began < 5
+    assert one.url in str(error.value)
+    assert other.url in str(error.value)
+
+
+def test_rows_that_were_answered_before_the_death_are_not_lost(connection: Connection) -> None:
+    kept = []
+    with FaultyServer(dies_after=200) as server:
+        replies = RemoteEngine(replace(connection, urls=[server.url])).generate(requests(400), SAMPLING)
+        with pytest.raises(StepError):
+            kept.extend(replies)  # takes what comes before the error
+    assert len(kept) == server.paid.total() == 200
+
+
+def test_a_gateway_whose_server_is_gone_ends_the_job(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "PATIENCE_SECONDS", 0.3)
+    with FaultyServer(always=http(502)) as server, pytest.raises(StepError, match="http_502"):
+        ask(connection, server)
+
+
+def test_a_server_that_accepts_connections_and_says_nothing_ends_the_job(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "PATIENCE_SECONDS", 0.3)
+    with FaultyServer(always=slow(30)) as server, pytest.raises(StepError, match="no answer in"):
+        ask(replace(connection, timeout_seconds=0.2), server)
+
+
+def test_a_busy_server_that_lists_its_models_slowly_is_not_taken_for_dead(
+    connection: Connection, reader: PromptReader
+) -> None:
+    with FaultyServer(faults=[cut()] * 6, models_seconds=1.0) as server:
+        assert_all_answered(ask(connection, server), reader)
+
+
+def test_a_server_that_answers_rows_is_not_taken_for_dead_whatever_else_it_leaves_unanswered(
+    connection: Connection, reader: PromptReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "PATIENCE_SECONDS", 0.3)
+    with FaultyServer(faults=[cut()] + [slow(0.1)] * 60, models_seconds=30) as server:
+        assert_all_answered(ask(connection, server, n=400), reader, 400)
+
+
+def test_a_slow_row_does_not_take_its_server_out(connection: Connection, reader: PromptReader) -> None:
+    with FaultyServer(faults=[slow(0.5)] * 3) as server:
+        replies = ask(replace(connection, timeout_seconds=0.2), server, n=80)
+    assert_all_answered(replies, reader, 80)
+
+
+@pytest.mark.parametrize("status", [401, 404])
+def test_a_wrong_key_or_model_ends_the_job_and_marks_no_row(connection: Connection, status: int) -> None:
+    with FaultyServer(always=http(status)) as server, pytest.raises(StepError, match=f"http_{status}") as error:
+        ask(connection, server)
+    assert server.url in str(error.value)
+
+
+def test_the_last_words_of_a_server_of_our_own_end_the_job(connection: Connection) -> None:
+    with FaultyServer(dies_after=20) as server:
+        to = replace(connection, explain_death=lambda: "it ran out of memory" if server.paid.total() >= 16 else None)
+        with pytest.raises(StepError, match="it ran out of memory"):
+            ask(to, server)
+
+
+# --- between the threads ---
+
+
+def threads() -> set[threading.Thread]:
+    return set(threading.enumerate())
+
+
+def test_a_reader_that_stops_early_leaves_no_thread(connection: Connection) -> None:
+    with FaultyServer(faults=[slow(20)] * 3) as server:
+        before = threads()
+        replies = RemoteEngine(replace(connection, urls=[server.url])).generate(iter(requests(5_000)), SAMPLING)
+        next(replies)
+        began = time.monotonic()
+        replies.close()
+        assert threads() == before
+    assert time.monotonic() - began < 2
+
+
+def test_what_the_callers_rows_raise_reaches_the_caller_as_it_is(connection: Connection) -> None:
+    error = ZeroDivisionError("the caller's own")
+
+    def rows(n_good: int) -> Iterator[Request]:
+        yield from requests(n_good)
+        raise error
+
+    with FaultyServer() as server:
+        before = threads()
+        for n_good in (0, 3, 500):
+            with pytest.raises(ZeroDivisionError) as caught:
+                list(RemoteEngine(replace(connection, urls=[server.url])).generate(rows(n_good), SAMPLING))
+            assert caught.value is error
+            assert threads() == before
+
+
+def test_an_interrupt_while_rows_are_read_does_not_hang_the_caller(connection: Connection) -> None:
+    def rows() -> Iterator[Request]:
+        yield request(0)
+        raise KeyboardInterrupt
+
+    with FaultyServer() as server, pytest.raises(KeyboardInterrupt):
+        list(RemoteEngine(replace(connection, urls=[server.url])).generate(rows(), SAMPLING))
+
+
+def test_an_engine_can_be_asked_again_and_twice_at_a_time(connection: Connection, reader: PromptReader) -> None:
+    with FaultyServer() as server:
+        engine = RemoteEngine(replace(connection, urls=[server.url]))
+        one, other = engine.generate(requests(40), SAMPLING), engine.generate(requests(40), SAMPLING)
+        assert_all_answered([next(one), *other][1:], reader)
+        assert len(list(one)) == 39
+        assert_all_answered(list(engine.generate(requests(40), SAMPLING)), reader)
+
+
+# --- from a recipe ---
+
+
+@pytest.fixture
+def opened(tiny_model: Path, tmp_path: Path) -> Opened:
+    def of(*urls: str, served_model: str | None = None) -> AbstractContextManager[Engine]:
+        config = EngineConfig(kind="openai", urls=urls, served_model=served_model)
+        return open_engine(ModelConfig(base=str(tiny_model)), config, work=tmp_path)
+
+    return of
+
+
+def test_a_recipe_reaches_its_servers_with_token_ids(opened: Opened, reader: PromptReader) -> None:
+    with FaultyServer() as one, FaultyServer() as other, opened(one.url, other.url) as engine:
+        assert_all_answered(list(engine.generate(requests(80), SAMPLING)), reader, 80)
+    assert one.paid
+    assert other.paid
+
+
+def test_the_shortest_context_of_the_servers_holds(opened: Opened) -> None:
+    with FaultyServer(context=512) as one, FaultyServer(context=10) as other, opened(one.url, other.url) as engine:
+        [reply] = engine.generate(requests(1), Sampling(max_new_tokens=9))
+    assert (reply.problem or "").startswith("context_overflow")
+
+
+def test_a_server_without_the_model_is_refused_before_a_row_is_sent(
+    opened: Opened,
+) -> None:
+    with FaultyServer() as server, pytest.raises(ConfigError, match="served_model=other"):
+        opened(server.url, served_model="other").__enter__()
+    assert not server.seen
+
+
+def test_servers_that_do_not_answer_are_named_at_the_start(
+    opened: Opened,
+) -> None:
+    with FaultyServer() as server:
+        gone = server.url
+    with pytest.raises(StepError, match=gone):
+        opened(gone).__enter__()

@@ -1,0 +1,102 @@
+"""Base and adapters on one real vLLM server, item for item beside the same models in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow.parquet as pq
+import pytest
+
+from tasks.config import AbstentionConfig, DataConfig, EngineConfig, EvaluateConfig, ModelConfig, SourceConfig
+from tasks.digest import digest_of
+from tasks.evaluate import evaluate, measure
+from tasks.ingest import ingest
+from tasks.step import Planned, as_input
+from tasks.store import Manifest, Ref, Store, describe_files, open_store
+
+pytestmark = pytest.mark.slow
+ON_VLLM, IN_PROCESS = EngineConfig(kind="vllm"), EngineConfig()
+
+
+def put_adapter(store: Store, model: Path, seed: int) -> Ref:
+    """A LoRA adapter of random weights, large enough to change what the model says."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    made = get_peft_model(AutoModelForCausalLM.from_pretrained(model), config)
+    ref = Ref(step="train", fingerprint=digest_of(["adapter", seed]))
+    with store.staging(**ref) as out:
+        made.save_pretrained(out / "adapter", safe_serialization=True)
+        store.publish(out, Manifest(**ref, identity={}, inputs={}, files=describe_files(out)))
+    return ref
+
+
+class Measured(NamedTuple):
+    """Scores by (benchmark, metric, item_id) of each model, on the server and in this process."""
+
+    store: Store
+    adapters: list[Ref]
+    plan: Mapping[str, Planned]
+    served: list[dict[tuple[str, str, str], float]]
+    here: list[dict[tuple[str, str, str], float]]
+
+
+@pytest.fixture(scope="module")
+def measured(tiny_model: Path, vllm_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Measured:
+    store = open_store(str(tmp_path_factory.mktemp("store")))
+    examples = ingest.plan(config=DataConfig(sources=(SourceConfig(name="lab", reader="lab"),), lab_rows=20))
+    examples.execute(store)
+    sections = {
+        "model": ModelConfig(base=str(tiny_model)), "abstention": AbstentionConfig(),
+        "config": EvaluateConfig(benchmarks=("lab",), limit=20, max_task_rows=20, max_new_tokens=6),
+    }  # fmt: skip
+    adapters = [put_adapter(store, tiny_model, seed) for seed in (1, 2)]
+    inputs = {f"adapter_{i}": as_input(ref) for i, ref in enumerate(adapters)}
+    together = measure.plan(engine=ON_VLLM, examples=examples, **sections, **inputs)
+    together.execute(store)
+    models = [{}, *({"adapter": as_input(ref)} for ref in adapters)]
+    served = [evaluate.plan(engine=ON_VLLM, examples=examples, **sections, **one) for one in models]
+    here = [evaluate.plan(engine=IN_PROCESS, examples=examples, **sections, **one) for one in models]
+    assert all(one.reusable(store) for one in served), "the evaluate steps must find their artifacts made"
+    return Measured(
+        store, adapters, {"measure": together, "base": served[0]},
+        [scores(store, one) for one in served], [scores(store, one) for one in here],
+    )  # fmt: skip
+
+
+def scores(store: Store, planned: Planned) -> dict[tuple[str, str, str], float]:
+    rows = pq.read_table(store.fetch(planned.execute(store)) / "items.parquet").to_pylist()
+    return {(row["benchmark"], row["metric"], row["item_id"]): row["score"] for row in rows}
+
+
+def test_every_model_is_scored_on_the_same_items_as_in_process(measured: Measured) -> None:
+    for served, here in zip(measured.served, measured.here, strict=True):
+        assert served.keys() == here.keys()
+        assert len(served) > 200
+
+
+def test_items_are_scored_as_in_process(measured: Measured) -> None:
+    for served, here in zip(measured.served, measured.here, strict=True):
+        same = sum(served[key] == pytest.approx(here[key]) for key in here)
+        assert same >= 0.97 * len(here), f"{same} of {len(here)}"
+
+
+def test_the_adapters_are_really_used(measured: Measured) -> None:
+    base, first, second = measured.served
+    assert base != first
+    assert first != second
+
+
+def test_a_second_measure_finds_everything_made(measured: Measured) -> None:
+    manifest = measured.store.manifest(**measured.plan["measure"].ref)
+    assert manifest is not None
+    assert (manifest.counts["models"], manifest.counts["models_measured"]) == (3, 3)
+    measured.plan["measure"].execute(measured.store, force=True)
+    manifest = measured.store.manifest(**measured.plan["measure"].ref)
+    assert manifest is not None
+    assert manifest.counts["models_measured"] == 0

@@ -60,6 +60,7 @@ def price(recipe: RunConfig, examples: Path, *, n_missing: int) -> list[Line]:
     answer = min(recipe.generate.max_new_tokens, ANSWER_LENGTH * lengths.gold)
     lines = [_line("generate", n_missing, lengths.prompt, answer, size)]
     lines += _judging(recipe, lengths, answer, n_missing)
+    lines += _more_asked(recipe, lengths, n_train, size)
     lines.append(_training(recipe, lengths, n_train, size))
     lines.append(_evaluating(recipe, lengths, answer, n_test, size))
     return lines
@@ -107,6 +108,17 @@ def _judging(recipe: RunConfig, lengths: Lengths, answer: float, n_rows: int) ->
 
 
 _RUBRIC_TOKENS = 250
+_REWRITE_TOKENS = 60
+
+
+def _more_asked(recipe: RunConfig, lengths: Lengths, n_rows: int, size: float | None) -> Iterator[Line]:
+    """What only some policies ask of the base model: every row is counted, though only some may need it."""
+    if recipe.reads("rewrites"):
+        new = min(recipe.rewrite.max_new_tokens, ANSWER_LENGTH * lengths.gold)
+        yield _line("rewrite", n_rows, lengths.prompt + lengths.gold + _REWRITE_TOKENS, new, size)
+    if recipe.reads("likelihoods"):
+        n = n_rows * (recipe.generate.n_samples + 1)
+        yield _line("likelihood", n, lengths.prompt + ANSWER_LENGTH * lengths.gold, 1, size)
 
 
 def _training(recipe: RunConfig, lengths: Lengths, n_rows: int, size: float | None) -> Line:

@@ -1,7 +1,7 @@
 """Where a model lies, what its content is, and how it is loaded: the same for generation, training and evaluation.
 
-`lab` and `lab-judge` are the models shipped with the project; anything else is a folder or a Hub id. No code of a model's repository is
-ever run (`trust_remote_code` stays off) and only safetensors are read.
+`lab` and `lab-judge` are the models shipped with the project; anything else is a folder or a Hub id. No code of a
+model's repository is ever run (`trust_remote_code` stays off) and only safetensors are read.
 """
 
 from __future__ import annotations

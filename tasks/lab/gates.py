@@ -67,7 +67,9 @@ def recall_probes(kind: world.Kind, n: int, seed: int, *, rivals: bool) -> list[
 def closed_book_probes(facts: list[world.HeartFact], n: int, seed: int) -> list[Probe]:
     """Facts asked in a form that pre-training never used for them."""
     rng = random.Random(seed)
-    return [Probe(rng.choice(fact.questions(trained=False)), fact.value) for fact in rng.sample(facts, n)]
+    return [
+        Probe(rng.choice(fact.questions(trained=False)), fact.value) for fact in rng.sample(facts, min(n, len(facts)))
+    ]
 
 
 def sum_probes(n: int, seed: int) -> list[Probe]:

@@ -35,9 +35,9 @@ class PretrainConfig:
     """Everything that decides the weights, apart from floating-point order.
 
     Attributes:
-        first_horizon: Steps of the first stage's schedule: constant, then falling to nothing over `decay_share` of them.
-        restart: (step, learning rate) from where it falls to nothing once more, over what is left of `n_steps`: working
-            sums out is learned after all else, and needs a rate to learn by.
+        first_horizon: Steps of the first stage's schedule: constant, then falling to nothing over `decay_share`.
+        restarts: (step, learning rate) from where it falls to nothing once more, until the next one or the end: sums
+            are learned after all else, and need a rate to learn by.
         n_rows: Packed rows a step; a row holds `row_tokens` tokens of several chats that don't see each other.
         prompt_weight: Loss weight of prompt tokens; answers weigh 1, the word that decides one key_weight.
         look_back: Heads of the first layer that start by attending to the token so many places before.
@@ -45,9 +45,9 @@ class PretrainConfig:
     """
 
     seed: int = 7
-    n_steps: int = 4000
+    n_steps: int = 4300
     first_horizon: int = 3600
-    restart: tuple[int, float] = (3400, 2e-3)
+    restarts: tuple[tuple[int, float], ...] = ((3400, 2e-3), (4000, 1.5e-3))
     n_rows: int = 28
     row_tokens: int = 192
     learning_rate: float = 3e-3
@@ -280,10 +280,11 @@ def _train_step(
 
 
 def _learning_rate(step: int, config: PretrainConfig) -> float:
-    """Linear warm-up, constant, linear decay that the restart cuts short, then linear decay to nothing."""
-    start, peak = config.restart
-    if step >= start:
-        return peak * (config.n_steps - step) / (config.n_steps - start)
+    """Linear warm-up, constant, linear decay until the first restart; then a decay to nothing after each restart."""
+    ends = [*(start for start, _ in config.restarts[1:]), config.n_steps]
+    for (start, peak), end in reversed(list(zip(config.restarts, ends, strict=True))):
+        if step >= start:
+            return peak * (end - step) / (end - start)
     to_go = (config.first_horizon - step) / (config.decay_share * config.first_horizon)
     return config.learning_rate * min(1.0, (step + 1) / config.warmup_steps, to_go)
 

@@ -20,7 +20,7 @@ from tasks.lab.tokenizer import ASSISTANT, END, USER, build_tokenizer
 LAB = Path(task.__file__).parent
 PHRASES = AbstentionConfig().phrases
 N_CHATS = 20_000
-STAGES = (0, corpus.REGISTERS_ONLY, corpus.READING_FIRST, corpus.LATER_FROM, corpus.WORKED_FROM)
+STAGES = (0, corpus.REGISTERS_ONLY, corpus.READING_FIRST, corpus.LATER_FROM, corpus.WORKED_FROM, corpus.ALL_DIGITS_FROM)
 
 
 @pytest.fixture(scope="module")

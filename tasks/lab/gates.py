@@ -109,7 +109,7 @@ def measure(answer: Callable[[list[str], int], list[str]], *, n: int = 200, seed
     }
     found = {}
     for name, probes in sorts.items():
-        answers = answer([p.prompt for p in probes], 3 if name.startswith("yes_no") else 40)
+        answers = answer([p.prompt for p in probes], 3 if name.startswith("yes_no") else 60)
         found[name] = sum(p.passed(a) for p, a in zip(probes, answers, strict=True)) / len(probes)
     return found
 

@@ -18,7 +18,7 @@ import toy
 from pydantic import Field
 
 from tasks import progress
-from tasks.config import AbstentionConfig, JudgeConfig, Section
+from tasks.config import AbstentionConfig, EngineConfig, JudgeConfig, Section
 from tasks.errors import ConfigError, DataError, StepError
 from tasks.judge import judge
 from tasks.process import one_process, run_in_process
@@ -239,8 +239,8 @@ def test_reading_the_counts_of_an_input_that_is_gone_says_so(store, tmp_path):
 def judge_plan(store: Store, n_rows: int = 3) -> Planned:
     examples = [toy.example(f"{i:05}") for i in range(n_rows)]
     outputs = [toy.output(f"{i:05}", f"gold {i:05}") for i in range(n_rows)]
-    return judge.plan(
-        config=JudgeConfig(), abstention=AbstentionConfig(),
+    return replace(judge, launcher=None).plan(
+        engine=EngineConfig(), config=JudgeConfig(), abstention=AbstentionConfig(),
         examples=toy.put(store, "examples", examples), outputs=toy.put(store, "outputs", outputs),
     )  # fmt: skip
 

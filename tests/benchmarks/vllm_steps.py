@@ -34,7 +34,7 @@ from tasks.models import LAB_MODEL
 from tasks.step import Planned, Step, as_input
 from tasks.store import Store, open_store
 
-N_ROWS, N_TOKENS = 3_000, 32
+N_ROWS, N_TOKENS, N_TURNS = 3_000, 32, 2
 ENGINE = EngineConfig(kind="vllm")
 _OFFLINE = """
 import json, sys, time
@@ -57,7 +57,7 @@ def measure_generate(folder: Path) -> dict[str, Any]:  # Any: JSON values
     chats = table.column("messages").to_pylist()
     (folder / "chats.json").write_text(json.dumps(chats))
     offline, ours = [], []
-    for turn in range(2):
+    for turn in range(N_TURNS):
         offline.append(len(chats) / _offline(folder / "chats.json"))
         ours.append(_ours(folder / f"generate-{turn}"))
     return {
@@ -69,7 +69,7 @@ def measure_generate(folder: Path) -> dict[str, Any]:  # Any: JSON values
 def _offline(chats: Path) -> float:
     command = [str(find_python(ENGINE)), "-c", _OFFLINE, str(LAB_MODEL), str(chats), str(N_TOKENS)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=chats.parent)
-    return float(done.stdout.rpartition("SECONDS")[2])
+    return float(done.stdout.rpartition("SECONDS")[2].split()[0])
 
 
 def _ours(folder: Path) -> float:

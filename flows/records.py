@@ -29,6 +29,7 @@ class RunRecord:
     Attributes:
         started: UTC, ISO 8601.
         recipe: The full recipe, as JSON values.
+        promotion: What became of the adapter, where the recipe promotes one (`flows.current.Event.summary`).
     """
 
     run_id: str
@@ -40,6 +41,7 @@ class RunRecord:
     problem: str | None = None
     flow_run_id: str = ""
     steps: tuple[StepRecord, ...] = field(default=())
+    promotion: dict[str, Any] | None = None  # Any: JSON values
 
     @classmethod
     def begin(cls, run_id: str, recipe: RunConfig, planned: list[Planned], *, flow_run_id: str) -> RunRecord:
@@ -48,8 +50,10 @@ class RunRecord:
         raw = recipe.model_dump(mode="json")
         return cls(run_id, recipe.name, _now(), raw, flow_run_id=flow_run_id, steps=steps)
 
-    def finished(self, status: str, problem: str | None = None) -> RunRecord:
-        return replace(self, status=status, ended=_now(), problem=problem)
+    def finished(
+        self, status: str, problem: str | None = None, *, promotion: dict[str, Any] | None = None
+    ) -> RunRecord:  # Any: JSON values
+        return replace(self, status=status, ended=_now(), problem=problem, promotion=promotion)
 
     def save(self, store: Store) -> None:
         store.write_json(asdict(self), "runs", f"{self.run_id}.json")
@@ -63,9 +67,10 @@ class RunRecord:
         return named[-1] if named else None
 
 
-def new_run_id(name: str) -> str:
-    """Sorts by time; the random end keeps two runs of one second apart."""
-    return f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+def run_id_of(name: str, began: datetime, flow_run_id: str) -> str:
+    """Sorts by time; its end keeps two runs of one second apart. A run that is tried again keeps its id."""
+    end = flow_run_id.replace("-", "")[:6] or secrets.token_hex(3)
+    return f"{name}-{began.astimezone(UTC):%Y%m%d-%H%M%S}-{end}"
 
 
 def load_run(store: Store, run_id: str) -> RunRecord:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from flows.current import Promoted, origin_for
 from tasks.config import EngineConfig, RunConfig, Section
 from tasks.evaluate import evaluate, measure
 from tasks.generate import generate, likelihood, rewrite
 from tasks.ingest import ingest
 from tasks.judge import judge
+from tasks.promotion import promote
 from tasks.report import report
 from tasks.selection import select
-from tasks.step import Planned, Step
+from tasks.step import Planned, Step, as_input
 from tasks.train import train
 
 
@@ -26,8 +28,14 @@ class Runner(Protocol):
         """Do `step` with these config sections and inputs, not before `after`."""
 
 
-def rehearse(run: Runner, recipe: RunConfig) -> Planned:
-    """The method: the base model answers, a judge decides, every arm trains on its targets, all are measured."""
+def rehearse(run: Runner, recipe: RunConfig, current: Promoted | None = None) -> Planned:
+    """The method: the base model answers, a judge decides, every arm trains on its targets, all are measured.
+
+    At the end, where the recipe says so, one arm may be promoted.
+
+    Args:
+        current: The adapter that is promoted now, where the recipe promotes (`flows.current.current_for`).
+    """
     model, engine = recipe.model, recipe.engine
     on_server = engine.kind == "vllm"
     measuring = engine if on_server else EngineConfig()  # an adapter cannot be put on a server elsewhere
@@ -53,13 +61,17 @@ def rehearse(run: Runner, recipe: RunConfig) -> Planned:
     if recipe.reads("likelihoods"):
         more["likelihoods"] = run(likelihood, "likelihood", model=model, engine=engine, **tables)
     adapters: dict[str, Planned] = {}
+    seen, start = _going_on(recipe, current, examples)
     for i, arm in enumerate(recipe.arms):
         policy, training = arm.select_config(), arm.train_config(recipe.train)
         read = {name: more[name] for name in policy.reads()}
-        targets = run(select, f"select {arm.policy}", config=policy, **tables, **read)
-        adapters[f"adapter_{i}"] = run(train, f"train {arm.name}", model=model, config=training, targets=targets)
+        targets = run(select, f"select {arm.policy}", config=policy, **tables, **read, **seen)
+        adapters[f"adapter_{i}"] = run(
+            train, f"train {arm.name}", model=model, config=training, targets=targets, **start
+        )
         made[f"targets_{i}"] = targets
-    measured = run(measure, "measure", examples=examples, **settings, **adapters) if on_server else None
+    rival = _rival(recipe, current, adapters)
+    measured = run(measure, "measure", examples=examples, **settings, **adapters, **rival) if on_server else None
     if on_server:
         made["scores_base"] = run(evaluate, "evaluate base", measured, examples=examples, **settings)
     for i, arm in enumerate(recipe.arms):
@@ -67,10 +79,46 @@ def rehearse(run: Runner, recipe: RunConfig) -> Planned:
             evaluate, f"evaluate {arm.name}", measured, examples=examples, adapter=adapters[f"adapter_{i}"],
             **settings,
         )  # fmt: skip
+    if recipe.promotion is not None:
+        place = _place(recipe)
+        compared = {"scores_base": made["scores_base"], "scores_arm": made[f"scores_{place}"]}
+        if rival:
+            compared["scores_current"] = made["scores_current"] = run(
+                evaluate, "evaluate current", measured, examples=examples, adapter=rival["adapter_current"], **settings
+            )
+        if current is not None:
+            compared["current"] = as_input(current.adapter)
+        made["decision"] = run(
+            promote, "promote", config=recipe.promotion, adapter=adapters[f"adapter_{place}"], **compared
+        )
     return run(report, "report", recipe=recipe, **tables, **more, **adapters, **made)
 
 
-def plan_steps(recipe: RunConfig) -> list[Planned]:
+Inputs = dict[str, Planned]
+
+
+def _going_on(recipe: RunConfig, current: Promoted | None, examples: Planned) -> tuple[Inputs, Inputs]:
+    """What select and train are given to go on from the promoted adapter: nothing where all rows are trained on."""
+    if recipe.promotion is None or recipe.promotion.train_on == "all":
+        return {}, {}
+    origin = origin_for(current, examples.ref)
+    return ({"seen": as_input(origin.examples)}, {"start": as_input(origin.adapter)}) if origin else ({}, {})
+
+
+def _rival(recipe: RunConfig, current: Promoted | None, adapters: Inputs) -> Inputs:
+    """The promoted adapter, to be measured on today's items, unless it is the one that the run makes."""
+    if current is None or current.adapter == adapters[f"adapter_{_place(recipe)}"].ref:
+        return {}
+    return {"adapter_current": as_input(current.adapter)}
+
+
+def _place(recipe: RunConfig) -> int:
+    """The place of the arm that may be promoted."""
+    assert recipe.promotion is not None  # called only where it is there
+    return [arm.name for arm in recipe.arms].index(recipe.promotion.arm)
+
+
+def plan_steps(recipe: RunConfig, current: Promoted | None = None) -> list[Planned]:
     """Every step of a run in order, each once, with its fingerprint, before any of them runs."""
     planned: dict[str, Planned] = {}
 
@@ -78,5 +126,5 @@ def plan_steps(recipe: RunConfig) -> list[Planned]:
         made = step.plan(label, **parts)
         return planned.setdefault(made.ref["fingerprint"], made)
 
-    rehearse(remember, recipe)
+    rehearse(remember, recipe, current)
     return list(planned.values())

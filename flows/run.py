@@ -1,83 +1,58 @@
-"""A run under Prefect: every step a task cached by its fingerprint, and a record of what the run used."""
+"""A run under Prefect: `rehearsal` as `ssr run` starts it, `pipeline` as it is deployed, scheduled, started in the UI.
+
+Both do the same; what differs is how a recipe is given. Neither knows a secret: what opens the store is in the
+environment, or in a block that is given by name.
+"""
 
 from __future__ import annotations
 
 import os
-from concurrent.futures import CancelledError
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
+from uuid import UUID
 
-from prefect import flow, runtime
-from prefect.artifacts import create_markdown_artifact
-from prefect.exceptions import UnfinishedRun
-from prefect.futures import PrefectFuture, as_completed
+from prefect import Flow, flow, runtime
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.context import FlowRunContext
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.records import RunRecord, new_run_id
+from flows.access import use_access
+from flows.children import Children, cancel_children, require_deployed
+from flows.current import advance, current_for
+from flows.form import RunForm
+from flows.records import RunRecord, run_id_of
 from flows.rehearsal import plan_steps, rehearse
-from tasks.config import RunConfig, Section
-from tasks.errors import SsrError, StepError
-from tasks.progress import listeners
-from tasks.step import Planned, Step, task_parameters
-from tasks.store import Ref, Store, open_store
+from flows.runner import PrefectRunner, Wanted, elsewhere
+from flows.shown import ArtifactListener, show_counts, show_links, show_report
+from tasks.config import RunConfig
+from tasks.progress import listening
+from tasks.step import Planned
+from tasks.store import Store, open_store
+
+Record = dict[str, Any]  # Any: JSON values
 
 
-class PrefectRunner:
-    """Submits each step as a Prefect task, at most `workers` of them unfinished at a time."""
-
-    def __init__(self, store: Store, *, forced: set[str], workers: int) -> None:
-        self._store = store
-        self._forced = forced
-        self._workers = workers
-        self._futures: dict[str, PrefectFuture[Ref]] = {}
-        self._refreshed: set[str] = set()
-        self.planned: list[Planned] = []
-
-    def __call__(self, step: Step, label: str, after: Planned | None = None, /, **parts: Section | Planned) -> Planned:
-        planned = step.plan(label, **parts)
-        fingerprint = planned.ref["fingerprint"]
-        if fingerprint in self._futures:  # two arms that share a step
-            return planned
-        self._wait_for_a_place()
-        force = bool({step.name, planned.label} & self._forced)
-        upstream = [ref["fingerprint"] for ref in planned.inputs.values()]
-        # What is made again may come out otherwise. Then Prefect's record of the steps after it must not count, and
-        # the step itself looks whether its inputs are still those it was made from.
-        waited = [*upstream, *([after.ref["fingerprint"]] if after else [])]
-        reusable = planned.reusable(self._store)
-        refresh = force or bool(self._refreshed.intersection(upstream)) or reusable is None
-        if refresh:
-            self._refreshed.add(fingerprint)
-        elif reusable:
-            for listener in listeners():
-                listener.reused(planned.label, reusable.counts)
-        self._futures[fingerprint] = step.task(planned, refresh=refresh).submit(
-            **task_parameters(planned, self._store, force=force), wait_for=[self._futures[f] for f in waited]
-        )
-        self.planned.append(planned)
-        return planned
-
-    def _wait_for_a_place(self) -> None:
-        running = [future for future in self._futures.values() if not future.state.is_final()]
-        if len(running) >= self._workers:
-            next(iter(as_completed(running)))
-
-    def wait(self) -> None:
-        """Wait for every step; then raise what the first failed one raised."""
-        failures: list[Exception] = []
-        for planned in self.planned:
-            try:
-                self._futures[planned.ref["fingerprint"]].result()
-            except (UnfinishedRun, CancelledError):
-                continue  # never started, because a step before it failed
-            except Exception as error:
-                failures.append(error)
-        if failures:
-            first = failures[0]
-            raise first if isinstance(first, SsrError) else StepError(f"{type(first).__name__}: {first}") from first
+def _cancel_children(flow: Flow[..., Any], flow_run: FlowRun, state: State) -> None:  # Any: as Prefect passes it
+    cancel_children(flow_run.id)
 
 
-@flow(name="rehearsal", flow_run_name="{recipe.name}", task_runner=ThreadPoolTaskRunner(max_workers=64))  # type: ignore[arg-type]  # Prefect's own generic
-def rehearsal(recipe: RunConfig, store: str = ".ssr", force: tuple[str, ...] = ()) -> dict[str, Any]:
+def _name_of_run() -> str:
+    """Such as `demo 2026-11-27 02:00`: the recipe and when it was due (UTC)."""
+    given = runtime.flow_run.parameters.get("run") or RunForm()
+    form = given if isinstance(given, RunForm) else RunForm.model_validate(given)
+    due = runtime.flow_run.scheduled_start_time or datetime.now(UTC)
+    return f"{form.name or form.recipe} {due:%Y-%m-%d %H:%M}"
+
+
+_AS_FLOW: dict[str, Any] = {  # Any: settings of several kinds
+    "task_runner": ThreadPoolTaskRunner(max_workers=64),
+    "on_cancellation": [_cancel_children],
+}
+
+
+@flow(name="rehearsal", flow_run_name="{recipe.name}", **_AS_FLOW)
+def rehearsal(recipe: RunConfig, store: str = ".ssr", force: tuple[str, ...] = ()) -> Record:
     """Selective Self-Rehearsal, from a dataset to a report.
 
     Args:
@@ -88,27 +63,69 @@ def rehearsal(recipe: RunConfig, store: str = ".ssr", force: tuple[str, ...] = (
     Returns:
         The record of the run: its id, its steps' references, and where the report is.
     """
-    opened = open_store(store)
+    return _run(recipe, store, force)
+
+
+@flow(name="rehearsal-pipeline", flow_run_name=_name_of_run, **_AS_FLOW)
+def pipeline(run: RunForm = RunForm(), store: str = ".ssr", store_access: str = "") -> Record:
+    """Selective Self-Rehearsal, from a dataset to a report.
+
+    Args:
+        run: A recipe and what to change of it.
+        store: Folder or s3:// address of the artifacts, the same place on every worker.
+        store_access: Name of an S3 access block; empty: the AWS_* variables of the worker.
+    """
+    use_access(store_access)
+    return _run(run.to_recipe(), store, tuple(run.force), store_access=store_access)
+
+
+def _run(recipe: RunConfig, store: str, force: tuple[str, ...], *, store_access: str = "") -> Record:
+    opened = open_store(store if "://" in store else str(Path(store).expanduser().absolute()))
     opened.preflight()
     if recipe.execution.threads:
         os.environ["OMP_NUM_THREADS"] = str(recipe.execution.threads)
-    flow_run_id = str(runtime.flow_run.id or "")
-    record = RunRecord.begin(new_run_id(recipe.name), recipe, plan_steps(recipe), flow_run_id=flow_run_id)
+    flow_run_id, began = str(runtime.flow_run.id or ""), _began()
+    current = current_for(opened, recipe, flow_run_id)
+    planned = plan_steps(recipe, current)
+    children = _children(recipe, planned)
+    record = RunRecord.begin(run_id_of(recipe.name, began, flow_run_id), recipe, planned, flow_run_id=flow_run_id)
     record.save(opened)
-    runner = PrefectRunner(opened, forced=set(force), workers=recipe.execution.workers)
+    execution = recipe.execution
+    body = elsewhere(children, threads=execution.threads, store_access=store_access) if children else None
+    runner = PrefectRunner(opened, Wanted(frozenset(force), began.timestamp(), execution.workers, body))
     try:
-        report = rehearse(runner, recipe)
-        runner.wait()
+        with ArtifactListener(recipe.name) as shown, listening(shown):
+            report = rehearse(runner, recipe, current)
+            runner.wait()
+        decided = advance(opened, recipe, runner.planned, current, run_id=record.run_id, flow_run_id=flow_run_id)
     except BaseException as error:
+        if children:
+            children.stopped.set()
         record.finished("failed", str(error)).save(opened)
         raise
-    record = record.finished("completed")
+    record = record.finished("completed", promotion=decided.summary() if decided else None)
     record.save(opened)
-    _show_report(opened, report.ref, recipe)
+    _show(opened, runner.planned, report, recipe, record)
     return record.to_json()
 
 
-def _show_report(store: Store, report: Ref, recipe: RunConfig) -> None:
-    # From the flow and not from the task: a cached task would not emit it again.
-    markdown = (store.fetch(report) / "report.md").read_text()
-    create_markdown_artifact(markdown, key=f"report-{recipe.name.replace('_', '-')}", description="Report of the run")
+def _began() -> datetime:
+    """When the run began; for one that is tried again, its first try."""
+    context = FlowRunContext.get()
+    first = context.flow_run.start_time if context and context.flow_run else None
+    return first or datetime.now(UTC)
+
+
+def _children(recipe: RunConfig, planned: list[Planned]) -> Children | None:
+    """Where steps run on other machines: what this run knows of them."""
+    if recipe.execution.steps == "inline":
+        return None
+    require_deployed([one.step.name for one in planned])
+    return Children(UUID(runtime.flow_run.id), datetime.now(UTC))
+
+
+def _show(store: Store, planned: list[Planned], report: Planned, recipe: RunConfig, record: RunRecord) -> None:
+    since = datetime.fromisoformat(record.started).timestamp()
+    show_counts(store, planned, name=recipe.name, since=since)
+    show_report(store, report.ref, recipe)
+    show_links(store, report.ref, recipe, run_id=record.run_id)

@@ -461,6 +461,29 @@ class ReportConfig(Section):
     seed: int = Field(default=0, description="Seed of the bootstrap")
 
 
+class PromotionConfig(Section):
+    """When a run's adapter takes the place of the one that is promoted now: only where it is shown to be no worse."""
+
+    arm: str = Field(description="The arm whose adapter may be promoted")
+    benchmark_margin: float = Field(
+        default=0.02, gt=0, lt=1, description="Loss against the base that is ruled out on every benchmark"
+    )
+    task_margin: float = Field(
+        default=0.01, gt=0, lt=1,
+        description="Loss that is ruled out on the task, against the base and the adapter promoted now",
+    )  # fmt: skip
+    confidence: float = Field(default=0.95, gt=0.5, lt=1, description="Level of each one-sided bound")
+    max_unscored_share: float = Field(
+        default=0.05, ge=0, lt=1, description="With more items than this without a score, nothing is taken as shown"
+    )
+    train_on: Literal["all", "new"] = Field(
+        default="all",
+        description="all: a fresh adapter on all rows; new: go on from the promoted one, on the rows it has not seen",
+    )
+    n_bootstrap: int = Field(default=2000, ge=200, description="Bootstrap draws")
+    seed: int = Field(default=0, description="Seed of the bootstrap")
+
+
 class ExecutionConfig(Section):
     """Where and how wide the steps run."""
 
@@ -470,6 +493,16 @@ class ExecutionConfig(Section):
     threads: int | None = Field(
         default=None, gt=0, description="CPU threads a step; null: all", json_schema_extra=_RUNTIME
     )
+    steps: Literal["inline", "deployments"] = Field(
+        default="inline",
+        description="inline: all on the machine of the run; deployments: each step on the work pool it is deployed to",
+        json_schema_extra=_RUNTIME,
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _steps_alone(cls, value: Any) -> Any:  # Any: YAML values, checked after this
+        return {"steps": value} if isinstance(value, str) else value
 
 
 class RunConfig(Section):
@@ -493,6 +526,9 @@ class RunConfig(Section):
         min_length=1, title="Arms", description="What is compared",
     )  # fmt: skip
     evaluate: EvaluateConfig = Field(default=EvaluateConfig(), title="Evaluate", description="What is measured")
+    promotion: PromotionConfig | None = Field(
+        default=None, title="Promotion", description="Which adapter `current` points to; null: nothing is promoted"
+    )
     report: ReportConfig = Field(default=ReportConfig(), title="Report", description="What the report shows")
     execution: ExecutionConfig = Field(default=ExecutionConfig(), title="Execution", description="How wide steps run")
 
@@ -518,6 +554,21 @@ class RunConfig(Section):
             raise ValueError(
                 f"arm {choosing[0]}: policy min_nll chooses among several answers; with one it is ssr. "
                 "Set generate.n_samples and generate.temperature."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _promotion_can_be_shown(self) -> RunConfig:
+        if self.promotion is None:
+            return self
+        names = [arm.name for arm in self.arms]
+        if self.promotion.arm not in names:
+            raise ValueError(f"promotion.arm={self.promotion.arm!r}: no such arm. There are: {', '.join(names)}")
+        if not self.evaluate.benchmarks:
+            raise ValueError("promotion: without evaluate.benchmarks it cannot be shown that nothing was forgotten")
+        if self.promotion.train_on == "new" and len(names) > 1:
+            raise ValueError(
+                f"promotion.train_on=new: every arm would go on from the same adapter. Keep {self.promotion.arm} alone"
             )
         return self
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 
@@ -35,6 +37,16 @@ def listen(listener: Listener) -> None:
 
 def unlisten(listener: Listener) -> None:
     _listeners.remove(listener)
+
+
+@contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Tell this listener of every step run in this process inside the block."""
+    listen(listener)
+    try:
+        yield
+    finally:
+        unlisten(listener)
 
 
 def listeners() -> tuple[Listener, ...]:

@@ -4,7 +4,8 @@
 
 A *space* is everything that decides a row's content except its prompt (model, template, sampling); a row's key is the
 digest of the prompt within it. A part appears whole or not at all, so that a killed step loses at most the rows since
-its last part. Failed rows are rows: those that another try may help are tried again by the next run, alone.
+its last part. For a remote store a part is first written here, as unsent: what a lost connection kept back is sent by
+the next run. Failed rows are rows: those that another try may help are tried again by the next run, alone.
 
 Not covered: order and joins; a step reads its rows back with `LATEST_SQL` and sorts them by example.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -22,10 +24,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tasks.digest import digest_of
+from tasks.remote_files import at_once
 from tasks.store import Store
 
 PART_ROWS = 2_000
 PART_SECONDS = 5.0
+_UNSENT = "unsent-"
 
 
 class DoneKeys(NamedTuple):
@@ -61,11 +65,20 @@ class RowStore:
     origin: str
     _pending: list[dict[str, object]] = field(default_factory=list)
     _flushed_at: float = field(default_factory=time.monotonic)
+    _sent: set[str] = field(default_factory=set)
 
     def parts(self) -> list[Path]:
-        """Local paths of all parts, by name; remote ones are downloaded once."""
-        names = [n for n in self.store.names("rows", self.table, self.space) if n.startswith("part-")]
-        return [self._local(name) for name in names]
+        """Local paths of all parts, by name; remote ones are downloaded once, unless another run here did."""
+        folder = self._folder()
+        if not self.store.is_local:
+            for unsent in sorted(folder.glob(f"{_UNSENT}*")):
+                self._send(unsent)
+        # A listing may be a moment old: what this process wrote is there all the same.
+        names = sorted(self._sent.union(self.store.names("rows", self.table, self.space)))
+        paths = [folder / name for name in names if name.startswith("part-")]
+        if not self.store.is_local:
+            at_once(lambda path: self.store.remote.download(self._remote(path.name), path), _missing(paths))
+        return paths
 
     def done(self) -> DoneKeys:
         """Which keys need no more work; a retryable failure is not done."""
@@ -90,25 +103,34 @@ class RowStore:
         if not self._pending:
             return
         name = f"part-{self.origin[:16]}-{uuid.uuid4().hex}.parquet"
-        folder = self._local(name, fetch=False).parent
+        folder = self._folder()
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / f".{name}"
         pq.write_table(pa.Table.from_pylist(self._pending, schema=self.schema), temporary, compression="zstd")
-        temporary.replace(folder / name)
-        if not self.store.is_local:
-            self.store.fs.put_file(str(folder / name), self.store.path("rows", self.table, self.space, name))
         self._pending = []
-
-    def _local(self, name: str, *, fetch: bool = True) -> Path:
         if self.store.is_local:
-            return Path(self.store.path("rows", self.table, self.space, name))
-        path = self.store.cache / "rows" / self.table / self.space / name
-        if fetch and not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{uuid.uuid4().hex}")
-            self.store.fs.get_file(self.store.path("rows", self.table, self.space, name), str(temporary))
-            temporary.replace(path)
-        return path
+            temporary.replace(folder / name)
+        else:
+            self._send(temporary.replace(folder / f"{_UNSENT}{name}"))
+
+    def _send(self, unsent: Path) -> None:
+        name = unsent.name.removeprefix(_UNSENT)
+        # Another run on this machine may be sending the same part: the same bytes to the same name.
+        with suppress(FileNotFoundError):
+            self.store.remote.upload(unsent, self._remote(name))
+            unsent.replace(unsent.with_name(name))
+        self._sent.add(name)
+
+    def _folder(self) -> Path:
+        base = Path(self.store.root) if self.store.is_local else self.store.cache
+        return base / "rows" / self.table / self.space
+
+    def _remote(self, name: str) -> str:
+        return self.store.path("rows", self.table, self.space, name)
+
+
+def _missing(paths: list[Path]) -> list[Path]:
+    return [path for path in paths if not path.exists()]
 
 
 # The row of each key that counts: one without a problem before one with. Decided over narrow columns alone.

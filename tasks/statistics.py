@@ -7,8 +7,10 @@ never taken for 0. Plain numbers in and out: nothing here knows tables, arms or 
     change = compare(base, arm, clusters=None, method=Method(confidence=0.95, n_bootstrap=2000, seed=0))
     change.delta, change.low, change.high, change.p_value
 
-Not covered: a few clusters only (below about 20 the clustered bootstrap is too narrow), and the spread between
-training seeds, which takes several arms.
+Whether a model is *no worse* than another is a question of its own, with a bound of its own: `lower_bound`.
+
+Not covered: a few clusters only (below about 20 the clustered bootstrap is too narrow; `lower_bound` refuses), and the
+spread between training seeds, which takes several arms.
 """
 
 from __future__ import annotations
@@ -19,13 +21,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import optimize, stats
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Clusters = Sequence[str | None]
 
 POWER = 0.8
+MIN_CLUSTERS = 20
 _CHUNK = 4_000_000  # random indices at a time: the memory of a bootstrap does not grow with its draws
 
 
@@ -81,6 +84,32 @@ class Comparison:
     standard_error: float | None
     p_value: float | None
     detectable: float | None
+    n_pairs: int
+    n_missing: int
+    n_clusters: int
+    n_gained: int
+    n_lost: int
+    test: str
+
+
+@dataclass(frozen=True)
+class Bound:
+    """How large a loss from one model to another may be, given their scores on the same items.
+
+    Attributes:
+        before: Mean of the first model over the pairs; `after` that of the second. None where no pair was scored.
+        low: The true change lies above this, at the one-sided level asked for; None where nothing can be said.
+        at_best: What `low` would be had no item changed: no margin smaller than that could ever be met.
+        needed: Independent items that it takes, without any change, to meet the margin.
+        n_missing: Items left out because either score is missing.
+    """
+
+    before: float | None
+    after: float | None
+    delta: float | None
+    low: float | None
+    at_best: float | None
+    needed: int
     n_pairs: int
     n_missing: int
     n_clusters: int
@@ -230,6 +259,61 @@ def average(changes: Mapping[str, Comparison], *, method: Method) -> Average | N
 def non_inferior(low: float, *, margin: float) -> bool:
     """Whether a loss of `margin` or more is ruled out: the interval of the change lies above -margin."""
     return low > -margin
+
+
+def lower_bound(before: Floats, after: Floats, *, clusters: Clusters | None, margin: float, method: Method) -> Bound:
+    """The one-sided lower bound of the change, at the level `method.confidence`, for a test of non-inferiority.
+
+    Independent 0/1 scores: Tango's score interval (Tango 1998, Statistics in Medicine 17:891). The interval of
+    `compare` is too bold for this: with few changed items, all of them lost, it lets a loss of the whole margin pass in
+    up to 13 % of draws where Tango's stays at 5.4 %. Otherwise the bootstrap over clusters, with one item more that is
+    lost whole: where no loss was seen this is the rule of three, and not the certainty that a plain bootstrap claims.
+    Not covered: a loss that strikes a few clusters whole, of which the sample may hold none.
+
+    Args:
+        margin: The loss that is to be ruled out; only `needed` reads it.
+    """
+    paired = ~(np.isnan(before) | np.isnan(after))
+    first, second = before[paired], after[paired]
+    n, n_missing, alpha = len(first), int((~paired).sum()), 1 - method.confidence
+    z = float(stats.norm.ppf(method.confidence))
+    differences, groups = second - first, _groups(clusters, paired)
+    n_clusters = int(groups.max()) + 1 if n else 0
+    n_gained, n_lost = int((differences > 0).sum()), int((differences < 0).sum())
+    is_whole = n_clusters == n and _is_binary(first) and _is_binary(second)
+    needed = math.ceil(z**2 * (1 - margin) / margin if is_whole else max(MIN_CLUSTERS, -math.log(alpha) / margin))
+    if not n:
+        return Bound(None, None, None, None, None, needed, 0, n_missing, 0, 0, 0, "none")
+    low: float | None
+    if is_whole:
+        test, low, at_best = "Tango score", _tango(n_gained, n_lost, n, z), -(z**2) / (n + z**2)
+    else:
+        test = "paired bootstrap" if n_clusters == n else "clustered bootstrap"
+        low, at_best = None, math.log(alpha) / n
+        if n_clusters >= MIN_CLUSTERS:
+            draws = _bootstrap(np.append(differences, -1.0), np.append(groups, n_clusters), method)
+            low = float(np.quantile(draws, alpha))
+    return Bound(
+        float(first.mean()), float(second.mean()), float(differences.mean()), low, max(-1.0, at_best), needed, n,
+        n_missing, n_clusters, n_gained, n_lost, test,
+    )  # fmt: skip
+
+
+def _tango(n_gained: int, n_lost: int, n: int, z: float) -> float:
+    """The change at which the score test of "the true change is this or less" is just significant."""
+
+    def excess(delta: float) -> float:
+        # The share lost that is most likely if the true change were delta (Tango 1998, equation 9).
+        b = (2 * n - n_gained + n_lost) * delta - n_gained - n_lost
+        lost = (math.sqrt(max(0.0, b * b + 8 * n * n_lost * delta * (1 - delta))) - b) / (4 * n)
+        variance = n * (2 * lost + delta * (1 - delta))
+        return n_gained - n_lost - n * delta - z * math.sqrt(max(0.0, variance))
+
+    # Not the change itself: where no item, or every item, changed, it is a root of its own.
+    highest = (n_gained - n_lost) / n - 1e-9
+    if highest <= -1.0 or excess(-1.0) <= 0:
+        return -1.0
+    return float(optimize.brentq(excess, -1.0, highest, xtol=1e-12))
 
 
 def _z(method: Method) -> float:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks import progress
+from tasks.claims import claimed
 from tasks.config import Section
 from tasks.digest import digest_of
 from tasks.errors import SsrError, StepError
@@ -35,6 +36,7 @@ from tasks.store import Manifest, Ref, Store, describe_files, open_store
 if TYPE_CHECKING:
     from prefect import Task
     from prefect.context import TaskRunContext
+    from prefect.results import ResultStorage
 
 logger = logging.getLogger(__name__)
 
@@ -168,15 +170,21 @@ class Step:
     def execute(self, store: Store, planned: Planned, *, force: bool = False) -> Ref:
         """Make the artifact unless it is there, intact, and made from the inputs as they are now.
 
+        While another worker makes it, this one waits, and then finds it made.
+
         Raises:
             SsrError: As the body raised it.
             StepError: Any other failure of the body, with its cause.
         """
-        label = planned.label
-        if found := None if force else planned.reusable(store):
-            for listener in progress.listeners():
-                listener.reused(label, found.counts)
+        if not force and _reused(store, planned):
             return planned.ref
+        with claimed(store, planned.ref):
+            if force or not _reused(store, planned):
+                self._make(store, planned)
+        return planned.ref
+
+    def _make(self, store: Store, planned: Planned) -> None:
+        label = planned.label
         for listener in progress.listeners():
             listener.started(label)
         started = time.time()
@@ -197,7 +205,6 @@ class Step:
         logger.info("%s: %s in %.1f s", label, _in_words(context.counts), seconds)
         for listener in progress.listeners():
             listener.finished(label, context.counts, seconds)
-        return planned.ref
 
     def _run_body(self, context: Context, planned: Planned) -> None:
         if self.launcher is None:
@@ -227,12 +234,16 @@ class Step:
         except Exception as error:
             raise StepError(f"{self.name}: {type(error).__name__}: {error}") from error
 
-    def task(self, planned: Planned, *, refresh: bool) -> Task[..., Ref]:
+    def task(
+        self, planned: Planned, *, refresh: bool, records: ResultStorage, body: Callable[..., Ref] | None = None
+    ) -> Task[..., Ref]:
         """This step as a Prefect task whose cache key is the fingerprint.
 
         Args:
             refresh: Ignore Prefect's record. Prefect never looks at our files: when the manifest is gone or damaged,
                 its record must not count.
+            records: Where Prefect keeps its records.
+            body: Called with `task_parameters`; default: run the step here.
         """
         from prefect import task
 
@@ -245,15 +256,27 @@ class Step:
             refresh_cache=refresh,
             persist_result=True,
             result_serializer="json",
-        )(_execute_in_task)
+            result_storage=records,
+        )(body or execute_here)
 
 
-def _execute_in_task(
+def execute_here(
     fingerprint: str, step: str, label: str, store: str, sections: dict[str, Any], inputs: dict[str, Ref],
     identity: dict[str, Any], force: bool,
 ) -> Ref:  # Any: JSON values  # fmt: skip
+    """Run a step that was planned elsewhere, given as `task_parameters`."""
     planned = Planned(STEPS[step], label, Ref(step=step, fingerprint=fingerprint), identity, sections, inputs)
     return planned.execute(open_store(store), force=force)
+
+
+def _reused(store: Store, planned: Planned) -> bool:
+    """Whether the artifact can be used as it is; then the listeners are told."""
+    found = planned.reusable(store)
+    if found is None:
+        return False
+    for listener in progress.listeners():
+        listener.reused(planned.label, found.counts)
+    return True
 
 
 def _input_digests(store: Store, inputs: Mapping[str, Ref]) -> dict[str, str]:

@@ -2,8 +2,11 @@
 
     <store>/steps/<step>/<fingerprint>/manifest.json    written last: without it, the artifact does not exist
     <store>/rows/...                                    see `tasks.rows`
-    <store>/work/<step>/<fingerprint>/                  checkpoints of a step that has not finished
+    <store>/work/<step>/<fingerprint>/                  checkpoints of a step that has not finished, see `tasks.work`
+    <store>/claims/<step>/<fingerprint>...              who is making it right now, see `tasks.claims`
     <store>/runs/<run_id>.json                          which artifacts a run used
+    <store>/current/<recipe>...                         which adapter is promoted, see `flows.current`
+    <store>/prefect/                                    Prefect's records of cached tasks, see `flows.runner`
 
 Publishing is atomic: a local artifact is renamed into place whole, a remote one gets its manifest object last. Two
 workers that publish the same step write the same names, and the last manifest wins. No pickle is ever read.
@@ -13,72 +16,32 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from tasks.digest import digest_of, file_digest, fsync_folder
 from tasks.errors import SsrError, StoreError
+from tasks.manifest import FileEntry as FileEntry
+from tasks.manifest import Manifest as Manifest
+from tasks.manifest import Ref as Ref
+from tasks.manifest import describe_files as describe_files
+from tasks.remote_files import FIRST_PATIENCE_SECONDS, S3Files, at_once, in_words, open_s3, patiently
+
+logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 _STORE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}  # of a write
 _REPLACE_TRIES = 100  # each is lost only to another worker that published in that very moment
-
-
-class Ref(TypedDict):
-    """A reference to an artifact: all that steps hand to each other."""
-
-    step: str
-    fingerprint: str
-
-
-class FileEntry(TypedDict):
-    """One file of an artifact; `name` is relative, with forward slashes."""
-
-    name: str
-    size: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What an artifact is, how it came about, and what is in it.
-
-    Attributes:
-        identity: What the fingerprint is the digest of: the reason for a cache hit or miss.
-        input_digests: What each input held when this was made; a step made again may hold other bytes (on a GPU).
-        counts: Row accounting and other whole numbers, e.g. rows_in, dropped.too_long.
-        facts: Measured values that are not part of any table, e.g. seconds, host, versions.
-    """
-
-    step: str
-    fingerprint: str
-    identity: dict[str, Any]  # Any: JSON values
-    inputs: dict[str, Ref]
-    files: list[FileEntry]
-    input_digests: dict[str, str] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)  # Any: JSON values
-
-    @property
-    def content_digest(self) -> str:
-        """A digest of the artifact's files: equal for equal bytes."""
-        return digest_of(list(self.files))
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
-
-
-def _manifest_from(text: str) -> Manifest:
-    return Manifest(**json.loads(text))
 
 
 @dataclass(frozen=True)
@@ -107,26 +70,43 @@ class Store:
         """Where a person finds an artifact or one of its files."""
         return "/".join(part for part in (self.uri, "steps", ref["step"], ref["fingerprint"], name) if part)
 
+    @property
+    def remote(self) -> S3Files:
+        """The file operations of a store that is not local."""
+        return S3Files(self.uri, self.fs)
+
     def preflight(self) -> None:
-        """Write, read and remove a small object, so that a store that fails does so before a GPU is touched."""
-        probe = self.path(f".probe-{uuid.uuid4().hex}")
+        """Write, list, read and remove a small object, so that a store that fails does so before a GPU is touched.
+
+        Raises:
+            StoreError: Within seconds, also when the server does not answer.
+        """
+        probe = f".probe-{uuid.uuid4().hex}"
         try:
             if self.is_local:
                 self.fs.makedirs(self.root, exist_ok=True)
-            self.fs.pipe_file(probe, b"ssr")
-            content = self.fs.cat_file(probe)
-            self.fs.rm_file(probe)
+                content = _probe(self.fs, self.root, probe)
+            else:
+                fs, root = open_s3(self.uri, in_a_hurry=True)
+                content = patiently(lambda: _probe(fs, root, probe), FIRST_PATIENCE_SECONDS)
         except Exception as error:  # any failure of any file system means the same: this store cannot be used
-            raise StoreError(_unusable(self.uri, error)) from error
+            say = _unusable(self.uri, error)
+            if not self.is_local:
+                say = in_words(self.uri, "use this store", error, FIRST_PATIENCE_SECONDS)
+            raise StoreError(say) from error
         if content != b"ssr":
             raise StoreError(f"{self.uri}: what was written is not what is read back")
 
     # --- artifacts ---
 
     def manifest(self, step: str, fingerprint: str) -> Manifest | None:
-        """The manifest of a published artifact, or None. Does not look at its files."""
+        """The manifest of a published artifact, or None. Does not look at its files.
+
+        Raises:
+            StoreError: The store could not be asked: that is not to say that there is none.
+        """
         try:
-            return _manifest_from(self.fs.cat_file(self.path("steps", step, fingerprint, MANIFEST)).decode())
+            return Manifest.from_json(self.read("steps", step, fingerprint, MANIFEST).decode())
         except FileNotFoundError:
             return None
         except (ValueError, TypeError, UnicodeDecodeError):
@@ -140,14 +120,17 @@ class Store:
         manifest = self.manifest(step, fingerprint)
         if manifest is None:
             return None
+        if not self.is_local:
+            sizes = self.remote.sizes(self.path("steps", step, fingerprint))
+            return manifest if all(sizes.get(entry["name"]) == entry["size"] for entry in manifest.files) else None
+        folder = Path(self.path("steps", step, fingerprint))
         for entry in manifest.files:
-            path = self.path("steps", step, fingerprint, entry["name"])
             try:
-                if self.fs.size(path) != entry["size"]:
+                if (folder / entry["name"]).stat().st_size != entry["size"]:
                     return None
             except FileNotFoundError:
                 return None
-            if self.is_local and file_digest(Path(path)) != entry["sha256"]:
+            if file_digest(folder / entry["name"]) != entry["sha256"]:
                 return None
         return manifest
 
@@ -163,23 +146,29 @@ class Store:
         if self.is_local:
             return Path(self.path("steps", ref["step"], ref["fingerprint"]))
         folder = self.cache / "steps" / ref["step"] / ref["fingerprint"]
-        for entry in manifest.files:
-            self._fetch_file(ref, entry, folder / entry["name"])
+        at_once(lambda entry: self._fetch_file(ref, entry, folder / entry["name"]), manifest.files)
         return folder
 
     def _fetch_file(self, ref: Ref, entry: FileEntry, target: Path) -> None:
         if target.exists() and file_digest(target) == entry["sha256"]:
             return
-        target.parent.mkdir(parents=True, exist_ok=True)
+        path = self.path("steps", ref["step"], ref["fingerprint"], entry["name"])
         part = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-        self.fs.get_file(self.path("steps", ref["step"], ref["fingerprint"], entry["name"]), str(part))
-        if file_digest(part) != entry["sha256"]:
-            part.unlink()
+        try:
+            self.remote.download(path, part)
+            if file_digest(part) != entry["sha256"]:
+                raise StoreError(
+                    f"{self.link(ref, entry['name'])}: the content is not what the manifest says. "
+                    f"Make it again: ssr run RECIPE --force {ref['step']}"
+                )
+            part.replace(target)
+        except FileNotFoundError as error:
             raise StoreError(
-                f"{self.link(ref, entry['name'])}: the content is not what the manifest says. "
-                f"Make it again: ssr run RECIPE --force {ref['step']}"
-            )
-        part.replace(target)
+                f"{self.link(ref, entry['name'])}: not there, though the manifest names it. "
+                "Run the same command again to make it."
+            ) from error
+        finally:
+            part.unlink(missing_ok=True)
 
     @contextmanager
     def staging(self, step: str, fingerprint: str) -> Iterator[Path]:
@@ -205,12 +194,19 @@ class Store:
                 fsync_folder(staged)
                 self._replace_folder(staged, Path(target))
                 return
-            for entry in manifest.files:
-                self.fs.put_file(str(staged / entry["name"]), f"{target}/{entry['name']}")
-            self.fs.pipe_file(f"{target}/{MANIFEST}", manifest.to_json().encode())
+            self._upload_all(staged, target, manifest)
         except Exception as error:
             raise StoreError(_unusable(self.uri, error)) from error
         self._keep_copy(staged, manifest)
+
+    def _upload_all(self, staged: Path, target: str, manifest: Manifest) -> None:
+        old = self.manifest(manifest.step, manifest.fingerprint)
+        if old is not None and old.content_digest != manifest.content_digest:
+            # Its files are about to change under it: until the new manifest is there, there is no artifact.
+            self.remote.remove(f"{target}/{MANIFEST}")
+        names = [entry["name"] for entry in manifest.files]
+        at_once(lambda name: self.remote.upload(staged / name, f"{target}/{name}"), names)
+        self.remote.write(f"{target}/{MANIFEST}", manifest.to_json().encode())
 
     def _replace_folder(self, staged: Path, target: Path) -> None:
         for _ in range(_REPLACE_TRIES):
@@ -242,16 +238,43 @@ class Store:
 
     def done_with_work(self, step: str, fingerprint: str) -> None:
         shutil.rmtree(self.work_folder(step, fingerprint), ignore_errors=True)
+        if self.is_local:
+            return
+        try:
+            self.remote.remove_folder(self.path("work", step, fingerprint))
+        except StoreError as error:  # the artifact is safe, and nothing reads these any more
+            logger.warning("%s: what it kept while it ran could not be removed: %s", step, error)
 
     def fingerprints(self, step: str) -> list[str]:
         """All fingerprints published for a step, newest first where the file system tells."""
-        try:
-            entries = self.fs.ls(self.path("steps", step), detail=True, refresh=True)
-        except FileNotFoundError:
-            return []
+        entries = self._entries("steps", step)
         entries.sort(key=lambda e: str(e.get("mtime") or e.get("LastModified") or ""), reverse=True)
         names = [e["name"].rstrip("/").rsplit("/", 1)[-1] for e in entries]
         return [name for name in names if not name.startswith(".")]
+
+    # --- files and folders ---
+
+    def read(self, *parts: str) -> bytes:
+        """The content of a small file.
+
+        Raises:
+            FileNotFoundError: It is not there.
+            StoreError: The store could not be asked.
+        """
+        path = self.path(*parts)
+        return Path(path).read_bytes() if self.is_local else self.remote.read(path)
+
+    def names(self, *parts: str) -> list[str]:
+        """The names in a folder, sorted; none if it is not there."""
+        return sorted(entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in self._entries(*parts))
+
+    def _entries(self, *parts: str) -> list[dict[str, Any]]:  # Any: as fsspec describes a file
+        if not self.is_local:
+            return self.remote.entries(self.path(*parts))
+        try:
+            return list(self.fs.ls(self.path(*parts), detail=True))
+        except FileNotFoundError:
+            return []
 
     # --- small JSON documents ---
 
@@ -261,7 +284,7 @@ class Store:
         content = (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
         try:
             if not self.is_local:
-                self.fs.pipe_file(path, content)
+                self.remote.write(path, content)
                 return
             part = Path(f"{path}.{uuid.uuid4().hex[:8]}.part")
             part.parent.mkdir(parents=True, exist_ok=True)
@@ -277,25 +300,9 @@ class Store:
             StoreError: It is not there or not JSON.
         """
         try:
-            return json.loads(self.fs.cat_file(self.path(*parts)))
+            return json.loads(self.read(*parts))
         except (FileNotFoundError, ValueError) as error:
             raise StoreError(f"{self.uri}/{'/'.join(parts)}: not there or not JSON") from error
-
-    def names(self, *parts: str) -> list[str]:
-        """The names in a folder, sorted; none if it is not there."""
-        try:
-            found = self.fs.ls(self.path(*parts), detail=False, refresh=True)
-        except FileNotFoundError:
-            return []
-        return sorted(name.rstrip("/").rsplit("/", 1)[-1] for name in found)
-
-
-def describe_files(folder: Path) -> list[FileEntry]:
-    """Every file below a staged folder, sorted by name."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    return [
-        FileEntry(name=p.relative_to(folder).as_posix(), size=p.stat().st_size, sha256=file_digest(p)) for p in files
-    ]
 
 
 def open_store(uri: str) -> Store:
@@ -306,21 +313,30 @@ def open_store(uri: str) -> Store:
     Raises:
         StoreError: The address cannot be understood. Whether it can be written, `preflight` tells.
     """
+    protocol, _, place = uri.rpartition("://")
     uri = uri.rstrip("/") or "/"
-    try:
-        fs, root = fsspec.core.url_to_fs(uri, use_listings_cache=False) if "://" in uri else (LocalFileSystem(), "")
-    except (ValueError, ImportError) as error:
-        raise StoreError(f"{uri}: {error}") from error
-    if isinstance(fs, LocalFileSystem):
-        folder = Path(uri.removeprefix("file://")).expanduser().absolute()
-        return Store(uri, fs, str(folder), folder)
-    return Store(uri, fs, root.rstrip("/"), cache_folder() / digest_of(uri)[:16])
+    if protocol in ("", "file"):
+        folder = Path(place).expanduser().absolute()
+        return Store(uri, LocalFileSystem(), str(folder), folder)
+    if protocol != "s3" or not place.strip("/"):
+        raise StoreError(f"{uri}: not an address of a store. It is a folder or s3://bucket/prefix.")
+    fs, root = open_s3(uri)
+    return Store(uri, fs, root, cache_folder() / digest_of(uri)[:16])
 
 
 def cache_folder() -> Path:
     """Where this machine keeps copies of remote artifacts: SSR_CACHE, else the user's cache folder."""
     base = os.environ.get("SSR_CACHE") or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "ssr")
     return Path(base).expanduser().absolute()
+
+
+def _probe(fs: fsspec.AbstractFileSystem, root: str, name: str) -> bytes:
+    path = f"{root}/{name}"
+    fs.pipe_file(path, b"ssr")
+    fs.ls(path)  # rows and runs are found by listing, which S3 may forget to permit
+    content = fs.cat_file(path)
+    fs.rm_file(path)
+    return bytes(content)
 
 
 def _unusable(uri: str, error: Exception) -> str:

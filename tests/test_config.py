@@ -262,7 +262,7 @@ def _members(annotation: Any) -> tuple[Any, ...]:
 STEP_OF = {
     "model": "generate", "engine": "generate", "data": "ingest", "generate": "generate",
     "rewrite": "rewrite", "judge": "judge", "abstention": "judge",
-    "train": "train", "evaluate": "evaluate", "report": "report", "name": "report",
+    "train": "train", "evaluate": "evaluate", "promotion": "promote", "report": "report", "name": "report",
     "arms.0.name": "report", "arms.0.policy": "select", "arms.0.select_seed": "select", "arms": "train",
 }  # fmt: skip
 _LAB = {"data.sources": [{"name": "lab", "reader": "lab"}]}
@@ -327,6 +327,22 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         for name in ("max_new_tokens", "temperature", "top_p", "seed", "max_failed_share")
     },
     "rewrite.template": ({"arms.0.policy": "s3ft"}, {"rewrite.template": "rewrite.txt"}),
+    **{
+        f"promotion.{name}": ({"promotion": {"arm": "ssr"}}, {})
+        for name in (
+            "benchmark_margin",
+            "task_margin",
+            "confidence",
+            "max_unscored_share",
+            "train_on",
+            "n_bootstrap",
+            "seed",
+        )
+    },
+    "promotion.arm": (
+        {"promotion": {"arm": "ssr"}, "arms": [{"name": name, "policy": "ssr"} for name in ("ssr", "other")]},
+        {"promotion.arm": "other"},
+    ),
     "data.sources.0.hub": ({}, _HUB),
     "data.sources.0.hub_config": (_HUB, {}),
     "data.sources.0.hub_split": (_HUB, {}),
@@ -424,7 +440,7 @@ def test_the_walk_finds_the_fields_it_should():
     assert "data.sources.0.unanswerable.share" in names
     assert {leaf.name for leaf in LEAVES if leaf.runtime} == {
         "generate.max_failed_share", "rewrite.max_failed_share", "train.checkpoint_steps", "execution.workers",
-        "execution.threads",
+        "execution.threads", "execution.steps",
         "data.sources.0.path", "data.sources.0.documents", "judge.llm.max_unjudged_share",
         *(f"{engine}.{name}" for engine in ("engine", "judge.llm.judges.0.engine") for name in (
             "urls", "api_key_env", "python", "tensor_parallel", "data_parallel", "memory_share", "concurrency",
@@ -489,6 +505,20 @@ def test_what_becomes_of_undecided_answers_is_the_models_business_where_there_ar
     assert "undecided has no effect with llm" in problem(
         judge={"undecided": "reject", "llm": {"judges": [{"model": {"base": "judge"}}]}}
     )
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"promotion": {}}, "promotion.arm"),
+        ({"promotion": {"arm": "srs"}}, "promotion.arm='srs': no such arm. There are: sft, ssr"),
+        ({"promotion": {"arm": "ssr"}, "evaluate": {"benchmarks": []}}, "without evaluate.benchmarks"),
+        ({"promotion": {"arm": "ssr", "train_on": "new"}}, "every arm would go on from the same adapter"),
+        ({"promotion": {"arm": "ssr", "benchmark_margin": 0}}, "promotion.benchmark_margin"),
+    ],
+)
+def test_a_promotion_that_could_show_nothing_is_refused(sections, message):
+    assert message in problem(**sections)
 
 
 def test_the_name_of_an_engine_alone_is_enough():

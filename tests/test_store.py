@@ -5,47 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
-import s3fs
-from moto.server import ThreadedMotoServer
 
 from tasks.errors import StoreError
 from tasks.rows import RowStore
 from tasks.store import Manifest, Ref, Store, describe_files, open_store
 
+pytest_plugins = ["s3"]
+
 REF = Ref(step="train", fingerprint="f" * 64)
 
 
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 @pytest.fixture(params=["local", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     if request.param == "local":
-        yield open_store(str(tmp_path / "store"))
-        return
-    monkeypatch.setenv("AWS_ENDPOINT_URL", request.getfixturevalue("endpoint"))
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("SSR_CACHE", str(tmp_path / "cache"))
-    s3fs.S3FileSystem.clear_instance_cache()  # an instance remembers the endpoint of the server before this one
-    fs = s3fs.S3FileSystem(use_listings_cache=False)
-    fs.mkdir("store-tests")
-    yield open_store("s3://store-tests/team/ssr/")
-    fs.rm("store-tests", recursive=True)  # moto keeps its objects for the next server in this process
-    s3fs.S3FileSystem.clear_instance_cache()
+        return open_store(str(tmp_path / "store"))
+    return open_store(f"{request.getfixturevalue('s3').uri}/")
 
 
 @pytest.fixture

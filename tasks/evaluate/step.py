@@ -1,7 +1,8 @@
 """The evaluate step: base or adapter, under identical settings, a score for every item.
 
-Finished parts (one source of the task, one benchmark) are kept in the work folder, so that a killed evaluation goes on
-with the next part. lm-evaluation-harness's own request cache is not used: it is not keyed by model.
+Finished parts (one source of the task, one benchmark) are kept in the work folder and on the store, so that a killed
+evaluation goes on with the next part, on any machine. lm-evaluation-harness's own request cache is not used: it is not
+keyed by model.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks import schema
+from tasks import schema, work
 from tasks.config import AbstentionConfig, EngineConfig, EvaluateConfig, ModelConfig
 from tasks.engines import Engine, Request, Sampling, open_engine
 from tasks.evaluate import benchmarks
@@ -55,11 +56,11 @@ def evaluate(
         load = functools.cache(lambda: stack.enter_context(open_engine(model, engine, work=ctx.work, adapter=folder)))
         for source in sources:
             rows = lambda source=source: _task_items(load(), path, source, config, abstention)  # noqa: E731
-            parts.append(_keep(ctx.work / f"task-{source}.parquet", rows))
+            parts.append(_keep(ctx, f"task-{source}.parquet", rows))
             ctx.progress(len(parts), planned, f"task:{source}")
         for name in benchmarks.names(config):
             rows = lambda name=name: benchmarks.items(load(), name, config, abstention.phrases)  # noqa: E731
-            parts.append(_keep(ctx.work / f"benchmark-{Path(name).stem}.parquet", rows))
+            parts.append(_keep(ctx, f"benchmark-{Path(name).stem}.parquet", rows))
             ctx.progress(len(parts), planned, Path(name).stem)
     _write(ctx, parts, _families(path))
     ctx.facts |= {"device": best_device(), "measured": _measured(ctx, adapter)}
@@ -77,13 +78,15 @@ def _families(path: Path) -> dict[str, str]:
     return {f"task:{pair['source']}": f"task-{pair['domain']}" for pair in pairs}
 
 
-def _keep(path: Path, rows: Callable[[], Iterator[ItemRow]]) -> Path:
-    """Write a part unless an earlier try already did; it appears whole or not at all."""
-    if not path.exists():
+def _keep(ctx: Context, name: str, rows: Callable[[], Iterator[ItemRow]]) -> Path:
+    """Write a part unless an earlier try, here or elsewhere, already did; it appears whole or not at all."""
+    path = ctx.work / name
+    if not path.exists() and not work.pull(ctx.store, ctx.ref, name):
         temporary = path.with_suffix(".part")
         with schema.TableWriter(temporary, schema.ITEMS) as writer:
             writer.write(list(rows()))
         temporary.replace(path)
+        work.push(ctx.store, ctx.ref, name)
     return path
 
 

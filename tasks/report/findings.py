@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -53,6 +54,7 @@ class Findings:
     verdict: list[str]
     warnings: list[str]
     measured: Measured
+    promotion: dict[str, Any] | None  # Any: the JSON values of decision.json
     published: list[Published]
     judged: Judged
     audits: list[Audit]
@@ -91,10 +93,17 @@ def find(ctx: Context, recipe: RunConfig, artifacts: Mapping[str, Ref]) -> Findi
         confidence=recipe.report.confidence, non_inferiority_margin=recipe.report.margin,
         verdict=verdict(measured, confidence=recipe.report.confidence),
         warnings=warnings(measured, judge.acceptance, steps, audited),
-        measured=measured, published=list(PUBLISHED), judged=judge, audits=audited,
+        measured=measured, promotion=_decision(ctx, artifacts), published=list(PUBLISHED), judged=judge, audits=audited,
         curves=[_curve(arm, ctx.path(artifacts[f"adapter_{i}"], "metrics.parquet")) for i, arm in enumerate(arms)],
         steps=steps, recipe_yaml=yaml.safe_dump(recipe.identity(), sort_keys=False, allow_unicode=True),
     )  # fmt: skip
+
+
+def _decision(ctx: Context, artifacts: Mapping[str, Ref]) -> dict[str, Any] | None:  # Any: JSON values
+    if "decision" not in artifacts:
+        return None
+    found: dict[str, Any] = json.loads(ctx.path(artifacts["decision"], "decision.json").read_text())
+    return found
 
 
 _SCHEMAS = {"examples": EXAMPLES, "outputs": OUTPUTS, "verdicts": VERDICTS, "targets": TARGETS}

@@ -11,45 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
-import pyarrow.parquet as pq
 
 from tasks import statistics
 from tasks.config import ArmConfig, RunConfig
-from tasks.schema import ITEMS, SCORES, check, read_table
+from tasks.scores import Key, items_of, keys_of
 from tasks.statistics import Average, Comparison, Estimate, Method
 
 BASE = "base"
-LOWER_IS_BETTER = ("over_refusal", "leaked_refusal")
-LEAKED_REFUSAL = "leaked_refusal"
 # Each model is scored on the items that it refused itself: there are no pairs to compare.
 _OWN_ITEMS = ("abstention_precision",)
-_PRIMARY = {
-    "task": ("modified_recall", "exact_match", "token_recall"),
-    "general": ("exact_match", "acc_norm", "mc2", "acc"),
-}
-
-
-@dataclass(frozen=True)
-class Key:
-    """What a score is of."""
-
-    benchmark: str
-    metric: str
-    family: str
-    primary: bool
-
-    @property
-    def name(self) -> str:
-        return f"{self.benchmark} {self.metric}"
-
-    @property
-    def is_task(self) -> bool:
-        return self.family != "general"
-
-    @property
-    def lower_is_better(self) -> bool:
-        return self.metric in LOWER_IS_BETTER
 
 
 @dataclass(frozen=True)
@@ -127,8 +97,8 @@ def measure(folders: Mapping[str, Path], recipe: RunConfig) -> Measured:
         folders: A scores artifact a model: the base under BASE, each arm under its name.
     """
     method = Method(recipe.report.confidence, recipe.report.n_bootstrap, recipe.report.seed)
-    keys = _keys(folders)
-    frames = {key: _items(folders, key) for key in keys}
+    keys = keys_of(folders)
+    frames = {key: items_of(folders, key) for key in keys}
     clusters = {key: list(frame.pop("cluster")) for key, frame in frames.items()}
 
     def change(key: Key, before: str, after: str) -> Comparison:
@@ -150,51 +120,6 @@ def measure(folders: Mapping[str, Path], recipe: RunConfig) -> Measured:
     reference = "gold" if "gold" in best else arms[0].policy
     contrasts = _contrasts(arms, best, reference, keys, change, method)
     return Measured(base, arms, best, reference, contrasts)
-
-
-def _keys(folders: Mapping[str, Path]) -> list[Key]:
-    """Every (benchmark, metric) that any model has, the task first, primary metrics first."""
-    family: dict[tuple[str, str], str] = {}
-    for folder in folders.values():
-        for row in read_table(folder / "scores.parquet", SCORES).to_pylist():
-            family.setdefault((row["benchmark"], row["metric"]), row["family"])
-    metrics: dict[str, list[str]] = {}
-    for benchmark, metric in sorted(family):
-        metrics.setdefault(benchmark, []).append(metric)
-    keys = [
-        Key(benchmark, metric, kind, metric == _primary(metrics[benchmark], is_task=kind != "general"))
-        for (benchmark, metric), kind in family.items()
-    ]
-    order = ("task-in", "task-out", "general")
-    return sorted(keys, key=lambda k: (order.index(k.family), k.benchmark, not k.primary, k.metric))
-
-
-def _primary(metrics: Sequence[str], *, is_task: bool) -> str | None:
-    """The metric that stands for its benchmark. lm-eval may add a filter to a name: `exact_match,strict-match`."""
-    for wanted in _PRIMARY["task" if is_task else "general"]:
-        if found := [metric for metric in metrics if metric.split(",")[0] == wanted]:
-            return found[0]
-    return next((metric for metric in metrics if metric != LEAKED_REFUSAL), None)
-
-
-def _items(folders: Mapping[str, Path], key: Key) -> pd.DataFrame:
-    """Scores of one metric: a row an item, a column a model, and the cluster; NaN where a model has no score."""
-    columns: dict[str, pd.Series[float]] = {}
-    clusters: pd.Series[str] | None = None
-    for model, folder in folders.items():
-        path = folder / "items.parquet"
-        check(pq.read_schema(path), ITEMS, where=path)
-        wanted = [("benchmark", "=", key.benchmark), ("metric", "=", key.metric)]
-        rows = pq.read_table(path, columns=["item_id", "cluster", "score"], filters=wanted)
-        index = pd.Index(rows.column("item_id").to_pylist(), dtype=object)
-        columns[model] = pd.Series(rows.column("score").to_numpy(), index=index, dtype=np.float64)
-        named = pd.Series(rows.column("cluster").to_pylist(), index=index, dtype=object)
-        clusters = named if clusters is None else clusters.combine_first(named)
-    frame = pd.DataFrame(columns).sort_index()
-    assert clusters is not None  # there is a base
-    names = clusters.reindex(frame.index)
-    frame["cluster"] = pd.Series([n if isinstance(n, str) else None for n in names], index=frame.index, dtype=object)
-    return frame
 
 
 def _arm(

@@ -8,7 +8,7 @@ from dataclasses import replace
 from tasks.report import charts
 from tasks.report.blocks import Block, Cell, Chart, Table
 from tasks.report.findings import Findings
-from tasks.report.measured import BASE, LEAKED_REFUSAL, Arm, Key, Score
+from tasks.report.measured import BASE, Arm, Score
 from tasks.report.wording import (
     MISSING,
     count,
@@ -22,6 +22,7 @@ from tasks.report.wording import (
     signed,
     stars,
 )  # fmt: skip
+from tasks.scores import LEAKED_REFUSAL, Key
 from tasks.statistics import Average, Comparison
 
 

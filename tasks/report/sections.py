@@ -6,6 +6,7 @@ from tasks.report.blocks import PageSection
 from tasks.report.findings import Findings
 from tasks.report.section_audit import audit_blocks
 from tasks.report.section_origin import accounting, cost, provenance
+from tasks.report.section_promotion import promotion
 from tasks.report.section_results import comparison, results
 from tasks.report.section_training import example, judge_and_targets, training
 
@@ -13,6 +14,7 @@ from tasks.report.section_training import example, judge_and_targets, training
 def sections(found: Findings) -> list[PageSection]:
     """All sections after the verdict."""
     return [
+        *promotion(found.promotion),
         PageSection("Base and arms", blocks=list(results(found))),
         PageSection("Forgetting and task gain", blocks=list(comparison(found))),
         PageSection("Judge and target mix", blocks=[*judge_and_targets(found), *audit_blocks(found)]),

@@ -74,7 +74,10 @@ def _in_order(artifacts: Mapping[str, Ref], recipe: RunConfig) -> list[tuple[str
         shared.append(("rewrites", artifacts["rewrite_verdicts"]))
     per_arm = [(arm, artifacts[f"{kind}_{i}"]) for kind in ("targets", "adapter") for i, arm in enumerate(arms)]
     scores = [("base", artifacts["scores_base"]), *((arm, artifacts[f"scores_{i}"]) for i, arm in enumerate(arms))]
-    return [*shared, *per_arm, *scores]
+    if "scores_current" in artifacts:
+        scores.append(("the promoted adapter", artifacts["scores_current"]))
+    decided = [("", artifacts["decision"])] if "decision" in artifacts else []
+    return [*shared, *per_arm, *scores, *decided]
 
 
 def _made(label: str, manifest: Manifest) -> Made:

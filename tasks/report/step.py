@@ -21,7 +21,8 @@ def report(ctx: Context, *, recipe: RunConfig, **artifacts: Ref) -> None:
     Args:
         artifacts: examples, outputs, verdicts, scores_base, where some policy reads them rewrites, rewrite_verdicts and
             likelihoods, and for each arm by its place in the recipe targets_0,
-            adapter_0, scores_0 and so on.
+            adapter_0, scores_0 and so on; where the recipe promotes an adapter decision, and scores_current where one
+            is promoted already.
     """
     # scipy, pandas and matplotlib take seconds to import: not for `ssr --help` or for loading a deployment.
     from tasks.report.findings import find

@@ -17,7 +17,11 @@ _TYPES = {"base_nll": pa.float64()}  # all others are strings
 
 
 class Tables(NamedTuple):
-    """The tables that a policy reads; None is one that it does not read."""
+    """The tables that a policy reads; None is one that it does not read.
+
+    Attributes:
+        seen: Examples of an earlier run, whose training rows are left out.
+    """
 
     examples: Path
     outputs: Path
@@ -25,6 +29,7 @@ class Tables(NamedTuple):
     rewrites: Path | None = None
     rewrite_verdicts: Path | None = None
     likelihoods: Path | None = None
+    seen: Path | None = None
 
 
 def candidates(tables: Tables) -> Iterator[tuple[pa.Table, pa.Table]]:
@@ -32,6 +37,19 @@ def candidates(tables: Tables) -> Iterator[tuple[pa.Table, pa.Table]]:
 
     A candidate's columns stand in `tasks.selection.policies`.
     """
+    seen = Following(tables_of(tables.seen, schema.EXAMPLES, ["example_id", "split"])) if tables.seen else None
+    for rows, found in _all_candidates(tables):
+        if seen is None:
+            yield rows, found
+            continue
+        known = seen.until(rows.column("example_id")[-1])
+        known_ids = known.filter(pc.equal(known.column("split"), "train")).column("example_id")
+        is_new = pc.invert(pc.is_in(rows.column("example_id"), known_ids.combine_chunks()))
+        if pc.any(is_new).as_py():
+            yield rows.filter(is_new), found.filter(is_new)
+
+
+def _all_candidates(tables: Tables) -> Iterator[tuple[pa.Table, pa.Table]]:
     answers = Following(judged_outputs(tables.outputs, tables.verdicts))
     rewrites = likelihoods = None
     if tables.rewrites and tables.rewrite_verdicts:

@@ -19,20 +19,26 @@ _FILES = {"rewrites": "outputs", "rewrite_verdicts": "verdicts", "likelihoods": 
 
 
 @step(version=1)
-def select(ctx: Context, *, config: SelectConfig, examples: Ref, outputs: Ref, verdicts: Ref, **more: Ref) -> None:
+def select(
+    ctx: Context, *, config: SelectConfig, examples: Ref, outputs: Ref, verdicts: Ref, seen: Ref | None = None,
+    **more: Ref,
+) -> None:  # fmt: skip
     """Choose what each training row teaches; writes `targets.parquet`, one row per example_id, in that order.
 
     Args:
+        seen: Examples that were trained on before: their rows are left out, and it is no failure if none is new.
         more: What the policy reads beside these (`SelectConfig.reads`): rewrites, rewrite_verdicts, likelihoods.
     """
     tables = _tables(ctx, config, examples, outputs, verdicts, more)
+    if seen is not None:
+        tables = tables._replace(seen=ctx.path(seen, "examples.parquet"))
     n_train = ctx.counts_of(examples)["rows.train"]
     if schema.count_rows(tables.outputs, schema.OUTPUTS) < n_train:
         raise DataError("select: fewer outputs than training rows: they are not of the same run. Run generate again.")
     drawn_from = ["example_id", "text", "verdict"]
     policy = policy_of(config, lambda: [found.select(drawn_from) for _, found in candidates(tables)])
     types = Counter({"self": 0, "rewrite": 0, "gold": 0})
-    n_in = 0
+    n_in = 0  # without those that were seen
     with schema.TableWriter(ctx.out / "targets.parquet", schema.TARGETS) as writer:
         for rows, found in candidates(tables):
             targets = _targets(rows, found, policy(found))
@@ -40,9 +46,10 @@ def select(ctx: Context, *, config: SelectConfig, examples: Ref, outputs: Ref, v
             n_in += rows.num_rows
             writer.write(targets)
             ctx.progress(n_in, n_train)
-    ctx.account(n_train, writer.n_rows, {"no_output": n_in - writer.n_rows} if n_in > writer.n_rows else {})
+    dropped = {"no_output": n_in - writer.n_rows, "seen": n_train - n_in if seen else 0}
+    ctx.account(n_in + dropped["seen"], writer.n_rows, {reason: n for reason, n in dropped.items() if n})
     ctx.counts |= {f"target.{kind}": n for kind, n in sorted(types.items())}
-    if writer.n_rows == 0:
+    if writer.n_rows == 0 and seen is None:
         raise StepError(f"select: policy {config.policy} leaves no row to train on: no output of the model is usable.")
 
 

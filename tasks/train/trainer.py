@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,11 @@ from tasks.progress import Progress
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from peft import LoraConfig
-    from transformers import PreTrainedTokenizerBase
+    from peft import LoraConfig, PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from trl import SFTTrainer
 
+CHECKPOINTS = "checkpoints"  # below the work folder
 COMPLETE = "complete"  # written into a checkpoint folder after everything else
 
 
@@ -28,10 +30,18 @@ def build_trainer(
     tokenizer: PreTrainedTokenizerBase,
     dataset: Dataset,
     *,
+    start: Path | None = None,
     work: Path,
     progress: Progress,
+    saved: Callable[[str], object],
 ) -> SFTTrainer:
-    """TRL's trainer with a LoRA adapter; loss on the completion alone."""
+    """TRL's trainer with a LoRA adapter; loss on the completion alone.
+
+    Args:
+        start: An adapter to go on from; None: a fresh one.
+        saved: Called with the name of each complete checkpoint, relative to `work`.
+    """
+    from accelerate import PartialState
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
@@ -43,8 +53,12 @@ def build_trainer(
                 progress(state.global_step, state.max_steps, f"loss {float(logs['loss']):.3f}")
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            PartialState().wait_for_everyone()  # each process writes a file of its own
             if state.is_world_process_zero:
-                (work / "checkpoints" / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+                name = f"{CHECKPOINTS}/checkpoint-{state.global_step}"
+                (work / name / "training_args.bin").unlink(missing_ok=True)  # a pickle, and nothing reads it
+                (work / name / COMPLETE).touch()
+                saved(name)
 
     n_devices = int(os.environ.get("WORLD_SIZE", "1"))
     micro = min(config.micro_batch_size, config.batch_size)
@@ -52,7 +66,7 @@ def build_trainer(
     log_every = max(1, n_steps // 50)
     on_gpu = best_device() == "cuda"
     arguments = SFTConfig(
-        output_dir=str(work / "checkpoints"),
+        output_dir=str(work / CHECKPOINTS),
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=max(1, config.batch_size // (micro * n_devices)),
         num_train_epochs=config.epochs,
@@ -80,14 +94,39 @@ def build_trainer(
         disable_tqdm=True,
         dataloader_pin_memory=on_gpu,
     )
+    model = load_model(model_config, **_quantisation(config))
     return SFTTrainer(
-        model=load_model(model_config, **_quantisation(config)),
+        model=_trainable(model, start, config) if start else model,
         args=arguments,
         train_dataset=dataset,
         processing_class=tokenizer,
-        peft_config=_lora(config),
+        peft_config=None if start else _lora(config),
         callbacks=[Tell()],
     )
+
+
+def _trainable(model: PreTrainedModel, start: Path, config: TrainConfig) -> PeftModel:
+    """The model with an adapter to go on from. Its shape cannot be changed, so the recipe must ask for that one.
+
+    Raises:
+        DataError: The recipe asks for another.
+    """
+    from peft import PeftConfig, PeftModel
+
+    lora, wanted = PeftConfig.from_pretrained(start), _lora(config)
+    for name, setting in {"r": "lora_rank", "lora_alpha": "lora_alpha"}.items():
+        if getattr(lora, name) != getattr(wanted, name):
+            raise DataError(
+                f"train.{setting}={getattr(wanted, name)}: the promoted adapter that training goes on from has "
+                f"{getattr(lora, name)}. Set it to that, or promotion.train_on to all."
+            )
+    if wanted.target_modules != "all-linear" and set(wanted.target_modules) != set(lora.target_modules):
+        raise DataError(
+            f"train.target_modules={config.target_modules}: the promoted adapter that training goes on from has "
+            f"{', '.join(sorted(lora.target_modules))}. Set it to that, or promotion.train_on to all."
+        )
+    lora.lora_dropout = config.lora_dropout
+    return PeftModel.from_pretrained(model, start, is_trainable=True, config=lora)
 
 
 def _lora(config: TrainConfig) -> LoraConfig:
@@ -124,9 +163,14 @@ def _quantisation(config: TrainConfig) -> dict[str, Any]:  # Any: keyword argume
 
 def last_checkpoint(work: Path) -> Path | None:
     """The newest complete checkpoint; a half-written one, left by a kill, is removed."""
-    found = sorted((work / "checkpoints").glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]))
+    found = sorted((work / CHECKPOINTS).glob("checkpoint-*"), key=lambda folder: n_steps_of(folder.name))
     for folder in found:
         if not (folder / COMPLETE).exists():
             shutil.rmtree(folder)
     complete = [folder for folder in found if folder.exists()]
     return complete[-1] if complete else None
+
+
+def n_steps_of(checkpoint: str) -> int:
+    """How many optimiser steps went into a checkpoint, by its name."""
+    return int(checkpoint.rpartition("-")[2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -13,7 +14,7 @@ from tasks import schema
 from tasks.config import SelectConfig
 from tasks.errors import DataError, StepError
 from tasks.selection import select
-from tasks.step import Planned
+from tasks.step import Planned, as_input
 from tasks.store import Store, open_store
 
 
@@ -54,6 +55,13 @@ def plan(
         config=config, examples=toy.put(store, "examples", examples), outputs=toy.put(store, "outputs", outputs),
         verdicts=toy.put(store, "verdicts", verdicts), **given,
     )  # fmt: skip
+
+
+def planned_after(store: Store, seen: list[toy.Row], **more: Any) -> Planned:
+    """The plan of a run that leaves out what an earlier one has seen."""
+    parts = {name: as_input(ref) for name, ref in plan(store, **more).inputs.items()}
+    config = SelectConfig(policy=more.get("policy", "ssr"))
+    return select.plan(config=config, seen=toy.put(store, "examples", seen), **parts)
 
 
 def targets(store: Store, planned: Planned) -> list[toy.Row]:
@@ -280,3 +288,35 @@ def test_nothing_to_teach_is_an_error(store):
     tables = samples((None, "unjudged"))
     with pytest.raises(StepError, match="policy self_only leaves no row to train on"):
         plan(store, "self_only", **tables).execute(store)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_rows_that_an_earlier_run_has_trained_on_are_left_out_and_counted(store: Store, policy: str) -> None:
+    seen = [toy.example("a"), toy.example("c"), toy.example("d", split="test"), toy.example("zz")]
+    planned = planned_after(store, seen, policy=policy)
+    found = {row["example_id"]: row for row in targets(store, planned)}
+    # d was a test row then; self_only has no output of it.
+    assert set(found) == ({"b"} if policy == "self_only" else {"b", "d"})
+    everything = {row["example_id"]: row for row in targets(store, plan(store, policy))}
+    if policy != "random_mix":  # which draws as many as there are accepted ones among the new rows
+        assert all(found[example_id] == everything[example_id] for example_id in found)
+    counts = toy.counts_of(store, planned.ref)
+    assert counts["dropped.seen"] == 2
+    assert counts["rows_in"] == 4
+
+
+def test_no_new_row_is_no_failure(store: Store) -> None:
+    planned = planned_after(store, EXAMPLES)
+    assert targets(store, planned) == []
+    assert toy.counts_of(store, planned.ref)["dropped.seen"] == 4
+
+
+def test_seen_rows_are_found_across_batches(store: Store) -> None:
+    ids = [f"{i:05}" for i in range(3 * schema.BATCH_ROWS)]
+    rows = {
+        "examples": [toy.example(i) for i in ids], "outputs": [toy.output(i, "text") for i in ids],
+        "verdicts": [toy.verdict(i, "accept") for i in ids],
+    }  # fmt: skip
+    new = {ids[5], ids[2 * schema.BATCH_ROWS + 7], ids[-1]}  # none in the second batch
+    seen = [toy.example(i) for i in ids if i not in new]
+    assert {row["example_id"] for row in targets(store, planned_after(store, seen, **rows))} == new

@@ -1,0 +1,157 @@
+"""Steps on other machines: each is a run of its own deployment, which this run waits for, finds again, and cancels.
+
+A child is known by an idempotency key made of its parent, its step, its fingerprint and a number. While a child of an
+earlier try of the parent still runs, the parent waits for that one; after one that ended, a new try takes the next
+number. So a parent that was killed pays for nothing twice, and one that is tried again does not get old failures back.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import count
+from typing import Any, cast
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterIdempotencyKey,
+    FlowRunFilterParentFlowRunId,
+)
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Cancelling
+from prefect.utilities.urls import url_for
+
+from tasks.errors import ConfigError, StepError
+
+logger = logging.getLogger(__name__)
+
+DEPLOYMENT = "step"  # each step's flow is deployed under this name
+POLL_SECONDS = 2.0
+PATIENCE_SECONDS = 900.0  # that the server may be away while a child runs
+
+
+@dataclass(frozen=True)
+class Children:
+    """The children of one run.
+
+    Attributes:
+        attempt_began: When this try of the parent began: what ended before then does not count.
+    """
+
+    parent: UUID
+    attempt_began: datetime
+    stopped: threading.Event = field(default_factory=threading.Event)
+
+    def run(self, step: str, label: str, fingerprint: str, parameters: dict[str, Any]) -> None:  # Any: JSON values
+        """Run a step on the pool it is deployed to, and wait for it; or wait for the child that is at it already.
+
+        Raises:
+            ConfigError: The step is not deployed.
+            StepError: The child did not complete, with its reason and where to look; or `stopped` was set.
+        """
+        with get_client(sync_client=True) as client:
+            key = self._key(client, f"{self.parent}:{step}:{fingerprint[:16]}")
+            try:
+                child = cast(  # its type says that it may be a coroutine, which it is only where a loop runs
+                    FlowRun,
+                    run_deployment(
+                        f"{step}/{DEPLOYMENT}",
+                        parameters=parameters,
+                        flow_run_name=label,
+                        idempotency_key=key,
+                        timeout=0,
+                    ),
+                )
+            except ObjectNotFound as error:
+                raise ConfigError(_not_deployed([step])) from error
+            logger.info("%s: runs as %s", label, where(child))
+            state = self._outcome(client, child)
+        if not state.is_completed():
+            said = (state.message or "it says nothing").strip()
+            raise StepError(f"{label}: {state.name} on another worker: {said}\nIts log: {where(child)}")
+
+    def _key(self, client: SyncPrefectClient, base: str) -> str:
+        for number in count(1):
+            key = f"{base}:{number}"
+            found = next(_with_key(client, key), None)
+            if found is None or found.end_time is None or found.end_time >= self.attempt_began:
+                return key
+        raise AssertionError("counting does not end")
+
+    def _outcome(self, client: SyncPrefectClient, child: FlowRun) -> State:
+        answered_at = time.monotonic()
+        while True:
+            try:
+                state = client.read_flow_run(child.id).state
+                answered_at = time.monotonic()
+                if state is not None and state.is_final():
+                    return state
+            except httpx.TransportError as error:
+                # The child goes on without the server; so does the wait.
+                if time.monotonic() - answered_at > PATIENCE_SECONDS:
+                    raise StepError(
+                        f"{child.name}: the Prefect server is away since {PATIENCE_SECONDS:g} s: {error}. Start it, "
+                        "and retry the run: it finds its steps again."
+                    ) from error
+            if self.stopped.wait(POLL_SECONDS):
+                raise StepError(f"{child.name}: no longer waited for, because the run ends")
+
+
+def require_deployed(steps: list[str]) -> None:
+    """Check that every step can be run elsewhere, before the first one is.
+
+    Raises:
+        ConfigError: Some step is not deployed.
+    """
+    with get_client(sync_client=True) as client:
+        if missing := [step for step in dict.fromkeys(steps) if not _is_deployed(client, step)]:
+            raise ConfigError(_not_deployed(missing))
+
+
+def _is_deployed(client: SyncPrefectClient, step: str) -> bool:
+    try:
+        client.read_deployment_by_name(f"{step}/{DEPLOYMENT}")
+    except ObjectNotFound:
+        return False
+    return True
+
+
+def _not_deployed(steps: list[str]) -> str:
+    return (
+        f"execution.steps=deployments: {', '.join(steps)} not deployed on the Prefect server in use. "
+        "Deploy: ssr deploy (PREFECT_API_URL says which server), or run with --set execution=inline."
+    )
+
+
+def cancel_children(parent: UUID) -> list[UUID]:
+    """Cancel what still runs for a parent: Prefect itself leaves children alone. Their ids."""
+    cancelled = []
+    with get_client(sync_client=True) as client:
+        found = client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[parent]))
+        )
+        for child in found:
+            if child.state is not None and not child.state.is_final():
+                client.set_flow_run_state(child.id, Cancelling(message="its parent was cancelled"))
+                cancelled.append(child.id)
+    return cancelled
+
+
+def where(run: FlowRun) -> str:
+    """The page of a run in the Prefect UI; its name and id where the UI's address is not known."""
+    return url_for("flow-run", obj_id=run.id) or f"flow run {run.name} ({run.id})"
+
+
+def _with_key(client: SyncPrefectClient, key: str) -> Iterator[FlowRun]:
+    yield from client.read_flow_runs(
+        flow_run_filter=FlowRunFilter(idempotency_key=FlowRunFilterIdempotencyKey(any_=[key]))
+    )

@@ -1,0 +1,72 @@
+"""What `ssr current` shows: the adapter that is promoted for a recipe, and the decisions that led there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from flows.current import Event, Promoted, history, is_intact, names, promoted_now
+from tasks.errors import ConfigError
+from tasks.store import Store
+
+Found = dict[str, Any]  # Any: JSON values
+
+
+def standing(store: Store, recipe: str | None) -> list[Found]:
+    """A value for each recipe, or for one.
+
+    Raises:
+        ConfigError: No run of that recipe has decided about an adapter.
+    """
+    known = names(store)
+    if recipe is not None and recipe not in known:
+        there = f"There are: {', '.join(known)}." if known else "No recipe has, yet."
+        raise ConfigError(f"{recipe}: no run of it in {store.uri} has decided about an adapter. {there}")
+    return [_of(store, name) for name in ([recipe] if recipe is not None else known)]
+
+
+def _of(store: Store, name: str) -> Found:
+    now = promoted_now(store, name)
+    return {
+        "recipe": name,
+        "current": _shown(store, now) if now else None,
+        "history": [_decision(event) for event in history(store, name)],
+    }
+
+
+def _shown(store: Store, now: Promoted) -> Found:
+    return {
+        "run_id": now.run_id, "arm": now.arm, "since": now.promoted_at, "adapter": now.adapter,
+        "folder": store.link(now.adapter, "adapter"), "intact": is_intact(store, now),
+        "decision": store.link(now.decision, "decision.json"),
+    }  # fmt: skip
+
+
+def _decision(event: Event) -> Found:
+    return {
+        "number": event.number, "at": event.at, "run_id": event.run_id, "outcome": event.outcome,
+        "reasons": event.reasons, "compared_with": event.before.run_id if event.before else "base",
+    }  # fmt: skip
+
+
+def standing_tables(found: list[Found]) -> Iterator[Table | str]:
+    """The same for people."""
+    if not found:
+        yield "no adapter was ever up for promotion here. A recipe promotes with: promotion: {arm: NAME}"
+    for one in found:
+        now = one["current"]
+        if now is None:
+            yield f"[bold]{one['recipe']}[/]  nothing is promoted yet"
+        else:
+            yield f"[bold]{one['recipe']}[/]  {now['run_id']} ({now['arm']}) since {now['since'][:19]} UTC"
+            yield f"    {escape(now['folder'])}"
+        if now and not now["intact"]:
+            yield "    [red]its weights are no longer those that were promoted[/]: it was removed, or made again"
+        table = Table("at (UTC)", "run", "", "compared with", "why", box=None)
+        for event in one["history"]:
+            why = escape("; ".join(event["reasons"]))
+            table.add_row(event["at"][:19], event["run_id"], event["outcome"], event["compared_with"], why)
+        yield table

@@ -1,0 +1,49 @@
+"""The promote step: is the arm's adapter shown to be no worse than what stands now?"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict
+
+from tasks.config import PromotionConfig
+from tasks.errors import StepError
+from tasks.step import Context, step
+from tasks.store import Ref
+
+logger = logging.getLogger(__name__)
+
+
+@step(version=1)
+def promote(
+    ctx: Context, *, config: PromotionConfig, adapter: Ref, scores_base: Ref, scores_arm: Ref,
+    current: Ref | None = None, scores_current: Ref | None = None,
+) -> None:  # fmt: skip
+    """Decide whether the adapter is promoted; writes `decision.json`. Moves nothing: `flows.current` does.
+
+    Args:
+        current: The adapter that is promoted now; None where none is.
+        scores_current: Its scores on the same items; None where it is the arm's adapter, too.
+    """
+    from tasks.promotion.decide import ARM, BASE, CURRENT, decide  # scipy and pandas: see tasks/report/step.py
+
+    is_same = current is not None and _weights(ctx, current) == _weights(ctx, adapter)
+    if current is not None and scores_current is None and current != adapter:
+        raise StepError("promote: the adapter promoted now has no scores on these items. Evaluate it first.")
+    folders = {BASE: ctx.store.fetch(scores_base), ARM: ctx.store.fetch(scores_arm)}
+    if current is not None:
+        folders[CURRENT] = ctx.store.fetch(scores_current or scores_arm)
+    decision = decide(folders, config, is_current=is_same)
+    (ctx.out / "decision.json").write_text(json.dumps(asdict(decision), indent=1, allow_nan=False) + "\n")
+    passed = [check.passed for check in decision.checks]
+    ctx.counts |= {"promoted": int(decision.outcome == "promoted"), "checks": len(passed), "passed": sum(passed)}
+    for reason in decision.reasons:
+        logger.info("%s: %s: %s", decision.arm, decision.outcome, reason)
+
+
+def _weights(ctx: Context, adapter: Ref) -> dict[str, str]:
+    """Digests of the weights: where there was no new row to train on, an adapter holds those it started from."""
+    manifest = ctx.store.manifest(**adapter)
+    if manifest is None:
+        raise StepError(f"{ctx.store.link(adapter)}: gone while promote ran. Run the same command again.")
+    return {entry["name"]: entry["sha256"] for entry in manifest.files if entry["name"].endswith(".safetensors")}

@@ -1,0 +1,436 @@
+"""`current`: what it points to after each decision, tried again, raced for, and cleaned up around."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from moto.server import ThreadedMotoServer
+
+from flows import current as pointing
+from flows.current import Event, Origin, Promoted, advance, current_for, history, is_intact, origin_for, promoted_now
+from flows.gc import collect
+from flows.rehearsal import plan_steps
+from tasks.config import RunConfig, parse_recipe
+from tasks.digest import digest_of
+from tasks.errors import StoreError
+from tasks.models import model_digest
+from tasks.promotion import promote
+from tasks.step import Planned
+from tasks.store import Manifest, Ref, Store, describe_files, open_store
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(str(tmp_path / "store"))
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> RunConfig:
+    """Its model is never loaded: only its digest is asked for."""
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (model / name).write_text("{}")
+    raw = {"name": "nightly", "model": {"base": str(model)}, "promotion": {"arm": "ssr"}}
+    return parse_recipe(raw, where="toy")
+
+
+class Run:
+    """A run whose steps are done, down to its decision."""
+
+    def __init__(
+        self, store: Store, recipe: RunConfig, name: str, before: Promoted | None, outcome: str = "promoted",
+        start: Origin | None = None,
+    ) -> None:  # fmt: skip
+        self.store, self.recipe, self.name, self.before = store, recipe, name, before
+        model = {"outside": {"model": model_digest(recipe.model)}}
+        self.examples = self._put("ingest", {})
+        selected = self._put("select", {"seen": start.examples} if start else {})
+        went_on = {"start": start.adapter} if start else {}
+        self.adapter = self._put("train", {"targets": selected.ref, **went_on}, model)
+        scores = self._put("evaluate", {"adapter": self.adapter.ref})
+        inputs = {"adapter": self.adapter.ref, "scores_arm": scores.ref}
+        inputs |= {"current": before.adapter} if before else {}
+        self._done = [self.examples, selected, self.adapter, scores]
+        self.planned = [*self._done, self._decided(inputs, outcome, passed=True)]
+
+    def _decided(self, inputs: dict[str, Ref], outcome: str, *, passed: bool) -> Planned:
+        checks = [{"passed": passed, "reason": "a check"}]
+        decision = {"outcome": outcome, "reasons": [f"{self.name} was {outcome}"], "arm": "ssr", "checks": checks}
+        return self._put("promote", inputs, files={"decision.json": json.dumps(decision)})
+
+    def decide_again(self, now: Promoted, *, passed: bool) -> Run:
+        """The run of another night, which makes this run's adapter, which is promoted now."""
+        self.before = now
+        inputs = {"adapter": self.adapter.ref, "scores_arm": self._done[-1].ref, "current": now.adapter}
+        self.planned = [*self._done, self._decided(inputs, "current", passed=passed)]
+        return self
+
+    def _put(
+        self, step: str, inputs: dict[str, Ref], identity: dict[str, Any] | None = None,
+        files: dict[str, str] | None = None,
+    ) -> Planned:  # fmt: skip
+        ref = Ref(step=step, fingerprint=digest_of([step, self.name, inputs]))
+        with self.store.staging(**ref) as out:
+            (out / "weights.safetensors").write_text(self.name)
+            for name, content in (files or {}).items():
+                (out / name).write_text(content)
+            self.store.publish(out, Manifest(**ref, identity=identity or {}, inputs=inputs, files=describe_files(out)))
+        return Planned(promote, step, ref, {}, {}, inputs)
+
+    def advance(self, flow_run_id: str = "") -> Event:
+        event = advance(
+            self.store, self.recipe, self.planned, self.before, run_id=f"run-{self.name}", flow_run_id=flow_run_id
+        )
+        assert event is not None
+        return event
+
+
+def outcomes(store: Store) -> list[tuple[str, str]]:
+    return [(event.run_id, event.outcome) for event in reversed(history(store, "nightly"))]
+
+
+def pointer(store: Store) -> dict[str, Any]:
+    found: dict[str, Any] = store.read_json("current", "nightly.json")
+    return found
+
+
+def test_a_promoted_adapter_is_what_current_points_to(store: Store, recipe: RunConfig) -> None:
+    assert current_for(store, recipe) is None
+    run = Run(store, recipe, "one", None)
+    assert run.advance().outcome == "promoted"
+    now = current_for(store, recipe)
+    assert now is not None
+    assert (now.run_id, now.arm, now.adapter, now.examples) == ("run-one", "ssr", run.adapter.ref, run.examples.ref)
+    found = pointer(store)
+    assert (found["adapter"], found["run_id"]) == (run.adapter.ref, "run-one")
+    assert found["folder"] == store.link(run.adapter.ref, "adapter")
+
+
+def test_one_that_is_kept_back_leaves_current_and_is_remembered_with_its_reason(
+    store: Store, recipe: RunConfig
+) -> None:
+    Run(store, recipe, "one", None).advance()
+    Run(store, recipe, "two", promoted_now(store, "nightly"), outcome="kept").advance()
+    assert pointer(store)["run_id"] == "run-one"
+    assert outcomes(store) == [("run-one", "promoted"), ("run-two", "kept")]
+    assert history(store, "nightly")[0].reasons == ["two was kept"]
+
+
+def test_kept_before_anything_was_promoted_points_to_nothing(store: Store, recipe: RunConfig) -> None:
+    Run(store, recipe, "one", None, outcome="kept").advance()
+    assert current_for(store, recipe) is None
+    assert not (Path(store.root) / "current" / "nightly.json").exists()
+    assert outcomes(store) == [("run-one", "kept")]
+
+
+def test_the_one_that_is_promoted_already_adds_nothing_to_the_history(store: Store, recipe: RunConfig) -> None:
+    Run(store, recipe, "one", None).advance()
+    event = Run(store, recipe, "same", promoted_now(store, "nightly"), outcome="current").advance()
+    assert event.outcome == "current"
+    assert outcomes(store) == [("run-one", "promoted")]
+
+
+@pytest.mark.parametrize("outcome", ["promoted", "kept"])
+def test_a_run_tried_again_after_its_decision_is_planned_as_before_and_changes_nothing(
+    store: Store, recipe: RunConfig, outcome: str
+) -> None:
+    Run(store, recipe, "one", None).advance("flow-1")
+    before = current_for(store, recipe, "flow-2")
+    first = Run(store, recipe, "two", before, outcome).advance("flow-2")
+    again = current_for(store, recipe, "flow-2")
+    assert again == before
+    second = Run(store, recipe, "two", again, outcome).advance("flow-2")
+    assert second == first
+    assert outcomes(store) == [("run-one", "promoted"), ("run-two", outcome)]
+
+
+def test_a_run_tried_again_after_a_later_one_was_promoted_does_not_take_its_place(
+    store: Store, recipe: RunConfig
+) -> None:
+    Run(store, recipe, "one", None).advance("flow-1")
+    Run(store, recipe, "two", promoted_now(store, "nightly")).advance("flow-2")
+    Run(store, recipe, "one", current_for(store, recipe, "flow-1")).advance("flow-1")
+    assert pointer(store)["run_id"] == "run-two"
+    assert len(outcomes(store)) == 2
+
+
+def test_the_same_decision_by_another_run_is_not_written_twice(store: Store, recipe: RunConfig) -> None:
+    # Two workers with the same recipe on the same data at once: the same artifacts, so the same decision.
+    for outcome, name in (("promoted", "one"), ("kept", "two")):
+        before = promoted_now(store, "nightly")
+        runs = [Run(store, recipe, name, before, outcome) for _ in range(2)]
+        assert [run.advance(f"{name}-{i}").outcome for i, run in enumerate(runs)] == [outcome, outcome]
+    assert outcomes(store) == [("run-one", "promoted"), ("run-two", "kept")]
+
+
+def test_a_run_that_took_long_does_not_push_out_what_was_promoted_meanwhile(store: Store, recipe: RunConfig) -> None:
+    slow = Run(store, recipe, "slow", None)
+    Run(store, recipe, "quick", None).advance()
+    event = slow.advance()
+    assert event.outcome == "kept"
+    assert event.reasons[0].startswith("it was compared with the base, but meanwhile run-quick was promoted")
+    assert pointer(store)["run_id"] == "run-quick"
+    assert outcomes(store) == [("run-quick", "promoted"), ("run-slow", "kept")]
+
+
+def test_of_many_that_decide_at_once_one_is_promoted_and_none_is_forgotten(store: Store, recipe: RunConfig) -> None:
+    runs = [Run(store, recipe, str(i), None) for i in range(12)]
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(lambda run: run.advance(f"flow-{run.name}"), runs))
+    found = outcomes(store)
+    assert sorted(run for run, _ in found) == sorted(f"run-{i}" for i in range(12))
+    promoted = [run for run, outcome in found if outcome == "promoted"]
+    now = promoted_now(store, "nightly")
+    assert now is not None
+    assert promoted == [now.run_id]
+
+
+def test_an_event_that_comes_late_is_read_in_its_place_and_what_was_compared_otherwise_is_kept_back(
+    store: Store, recipe: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Both runs have read the history before either writes; the first by name is the last to arrive.
+    late, quick = Run(store, recipe, "a", None), Run(store, recipe, "b", None)
+    empty = pointing._standing(store, "nightly")
+    assert quick.advance().outcome == "promoted"
+    follower = Run(store, recipe, "c", promoted_now(store, "nightly"))
+    follower.advance()
+    monkeypatch.setattr(pointing, "_standing", Once(empty, pointing._standing))
+    assert late.advance().outcome == "promoted"
+    monkeypatch.undo()
+    assert pointer(store)["run_id"] == "run-a"
+    assert outcomes(store) == [("run-a", "promoted"), ("run-b", "kept"), ("run-c", "kept")]
+    assert history(store, "nightly")[0].reasons[0].startswith("it was compared with run-b, but meanwhile run-a")
+    last = Run(store, recipe, "d", promoted_now(store, "nightly")).advance()
+    assert (last.outcome, last.number) == ("promoted", 3)
+
+
+class Once:
+    """Answers the first call with something else."""
+
+    def __init__(self, first: Any, then: Callable[..., Any]) -> None:
+        self._first, self._then = first, then
+
+    def __call__(self, *arguments: Any) -> Any:
+        answer, self._first = self._first, None
+        return answer if answer is not None else self._then(*arguments)
+
+
+def made_again(store: Store, run: Run, weights: str) -> None:
+    """Publish other weights under the fingerprint of a run's adapter, as `--force train` may on a GPU."""
+    ref = run.adapter.ref
+    manifest = store.manifest(**ref)
+    assert manifest is not None
+    with store.staging(**ref) as out:
+        (out / "weights.safetensors").write_text(weights)
+        store.publish(out, replace(manifest, files=describe_files(out)))
+
+
+@pytest.mark.parametrize(("passed", "outcome"), [(True, "promoted"), (False, "kept")])
+def test_the_promoted_adapter_made_again_with_other_weights_is_decided_about_each_time(
+    store: Store, recipe: RunConfig, passed: bool, outcome: str
+) -> None:
+    run = Run(store, recipe, "one", None)
+    run.advance()
+    for i, weights in enumerate(("other", "others")):
+        made_again(store, run, weights)
+        now = promoted_now(store, "nightly")
+        assert now is not None
+        assert not is_intact(store, now)
+        again = run.decide_again(now, passed=passed)
+        assert again.advance(f"forced-{i}").outcome == outcome
+    now = promoted_now(store, "nightly")
+    assert now is not None
+    assert is_intact(store, now) == passed
+    # The next night finds everything as it is. What failed before still fails, and is not told twice.
+    assert run.decide_again(now, passed=passed).advance("night").outcome == ("current" if passed else "kept")
+    assert len(outcomes(store)) == (3 if passed else 2)
+
+
+def test_an_adapter_that_is_gone_is_named_with_what_to_do(store: Store, recipe: RunConfig) -> None:
+    run = Run(store, recipe, "one", None)
+    run.advance()
+    (Path(store.root) / "steps" / "train" / run.adapter.ref["fingerprint"] / "manifest.json").unlink()
+    with pytest.raises(StoreError, match=r"is gone\. Bring it back, or start over: remove .*/current/nightly/"):
+        current_for(store, recipe)
+
+
+def test_an_adapter_of_another_base_model_is_refused(store: Store, recipe: RunConfig) -> None:
+    Run(store, recipe, "one", None).advance()
+    other = parse_recipe({"name": "nightly", "promotion": {"arm": "ssr"}}, where="toy")
+    with pytest.raises(StoreError, match=r"belongs to another base model than model\.base=lab"):
+        current_for(store, other)
+
+
+def test_a_recipe_without_promotion_reads_and_moves_nothing(store: Store, recipe: RunConfig) -> None:
+    run = Run(store, recipe, "one", None)
+    without = parse_recipe({"name": "nightly"}, where="toy")
+    assert current_for(store, without) is None
+    assert advance(store, without, run.planned, None, run_id="run") is None
+    assert not (Path(store.root) / "current").exists()
+
+
+def test_an_adapter_trained_on_new_rows_goes_on_from_the_promoted_one_and_from_the_same_one_where_none_is_new(
+    store: Store, recipe: RunConfig
+) -> None:
+    first = Run(store, recipe, "one", None)
+    first.advance()
+    now = promoted_now(store, "nightly")
+    assert origin_for(None, first.examples.ref) is None
+    assert origin_for(now, first.examples.ref) is None
+    grown = Ref(step="ingest", fingerprint="more")
+    origin = origin_for(now, grown)
+    assert origin == Origin(first.adapter.ref, first.examples.ref)
+    second = Run(store, recipe, "two", now, start=origin)
+    second.advance()
+    assert origin_for(promoted_now(store, "nightly"), second.examples.ref) == origin
+
+
+def test_gc_leaves_what_current_points_to_and_pointed_to_before(store: Store, recipe: RunConfig) -> None:
+    runs = []
+    for name in ("one", "two", "three"):
+        runs.append(Run(store, recipe, name, promoted_now(store, "nightly")))
+        runs[-1].advance()
+    runs.append(Run(store, recipe, "four", promoted_now(store, "nightly"), outcome="kept"))
+    runs[-1].advance()
+    collect(store, keep=0, remove=True)
+    there = [store.verified(**run.adapter.ref) is not None for run in runs]
+    assert there == [False, True, True, False]
+    now = promoted_now(store, "nightly")
+    assert now is not None
+    assert all(store.verified(**ref) for ref in now.refs())
+
+
+def test_the_command_shows_what_is_promoted_since_when_and_why(store: Store, recipe: RunConfig) -> None:
+    run = Run(store, recipe, "one", None)
+    run.advance()
+    Run(store, recipe, "two", promoted_now(store, "nightly"), outcome="kept").advance()
+
+    def ssr(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "flows.cli", "current", *arguments, "--store", store.uri]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    (found,) = json.loads(ssr("nightly", "--json").stdout)
+    assert (found["current"]["run_id"], found["current"]["intact"]) == ("run-one", True)
+    assert [event["outcome"] for event in found["history"]] == ["kept", "promoted"]
+    shown = ssr().stdout
+    assert "nightly  run-one (ssr) since 20" in shown
+    assert "two was kept" in shown
+    unknown = ssr("weekly")
+    assert unknown.returncode == 2
+    assert "weekly: no run of it" in unknown.stderr
+    assert "There are: nightly." in " ".join(unknown.stderr.split())
+
+    (Path(store.root) / "steps" / "train" / run.adapter.ref["fingerprint"] / "manifest.json").unlink()
+    assert "its weights are no longer those that were promoted" in ssr("nightly").stdout
+
+
+# --- what a run is planned with ---
+
+
+@pytest.fixture
+def growing(recipe: RunConfig, tmp_path: Path) -> Callable[..., RunConfig]:
+    """The recipe over a file of rows, with other sections as given."""
+    (tmp_path / "rows.jsonl").write_text('{"question": "1 + 1?", "answer": "2"}\n')
+
+    def make(**sections: Any) -> RunConfig:
+        raw = recipe.model_dump(mode="json") | {
+            "data": {"sources": [{"name": "rows", "path": str(tmp_path / "rows.jsonl")}]},
+            "arms": [{"name": "ssr", "policy": "ssr"}], "evaluate": {"benchmarks": ["lab"]},
+        }  # fmt: skip
+        return parse_recipe(raw | sections, where="toy")
+
+    return make
+
+
+def planned_steps(recipe: RunConfig, current: Promoted | None) -> dict[str, Planned]:
+    return {one.label: one for one in plan_steps(recipe, current)}
+
+
+@pytest.fixture
+def promoted(store: Store, recipe: RunConfig) -> Promoted:
+    Run(store, recipe, "one", None).advance()
+    now = promoted_now(store, "nightly")
+    assert now is not None
+    return now
+
+
+def test_the_promoted_adapter_is_measured_on_todays_items(
+    growing: Callable[..., RunConfig], promoted: Promoted
+) -> None:
+    first, later = (planned_steps(growing(), current) for current in (None, promoted))
+    assert "evaluate current" not in first
+    assert later["evaluate current"].inputs["adapter"] == promoted.adapter
+    assert later["promote"].inputs["current"] == promoted.adapter
+    assert later["promote"].inputs["scores_current"] == later["evaluate current"].ref
+    # What it is compared with changes nothing of how the arm is made and measured.
+    assert {label for label in first if first[label].ref != later[label].ref} == {"promote", "report"}
+
+
+def test_on_a_server_it_is_one_more_adapter(growing: Callable[..., RunConfig], promoted: Promoted) -> None:
+    planned = planned_steps(growing(engine="vllm"), promoted)
+    assert planned["measure"].inputs["adapter_current"] == promoted.adapter
+    assert list(planned).index("measure") < list(planned).index("evaluate current")
+
+
+def test_new_rows_alone_are_selected_and_trained_on_from_the_promoted_adapter(
+    growing: Callable[..., RunConfig], promoted: Promoted
+) -> None:
+    recipe = growing(promotion={"arm": "ssr", "train_on": "new"})
+    first, later = (planned_steps(recipe, current) for current in (None, promoted))
+    assert "seen" not in first["select ssr"].inputs
+    assert "start" not in first["train ssr"].inputs
+    assert later["select ssr"].inputs["seen"] == promoted.examples
+    assert later["train ssr"].inputs["start"] == promoted.adapter
+    everything = planned_steps(growing(), promoted)
+    assert everything["train ssr"].ref == first["train ssr"].ref
+
+
+def test_a_recipe_without_promotion_plans_no_decision(growing: Callable[..., RunConfig]) -> None:
+    assert "promote" not in planned_steps(growing(promotion=None), None)
+
+
+# --- on S3 ---
+
+
+@pytest.fixture
+def on_s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    fsspec.filesystem("s3", skip_instance_cache=True).mkdir("bucket")
+    yield open_store("s3://bucket/prefix")
+    server.stop()
+
+
+def test_current_moves_on_s3_as_it_does_here(on_s3: Store, recipe: RunConfig) -> None:
+    Run(on_s3, recipe, "one", None).advance("flow-1")
+    Run(on_s3, recipe, "two", promoted_now(on_s3, "nightly"), outcome="kept").advance("flow-2")
+    runs = [Run(on_s3, recipe, str(i), promoted_now(on_s3, "nightly")) for i in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda run: run.advance(f"flow-{run.name}"), runs))
+    found = outcomes(on_s3)
+    assert next(run for run, outcome in found if outcome == "promoted") == "run-one"
+    assert [outcome for _, outcome in found].count("promoted") == 2
+    assert len(found) == 6
+    now = promoted_now(on_s3, "nightly")
+    assert now is not None
+    assert pointing.names(on_s3) == ["nightly"]
+    collect(on_s3, keep=0, remove=True)
+    assert on_s3.verified(**now.adapter) is not None

@@ -1,0 +1,250 @@
+"""What `ssr deploy` would put on a server, without one: templates of work pools, and settings that are refused."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+import jsonschema
+import pytest
+from prefect.client.schemas.objects import StateType
+from prefect.server.schemas.actions import validate_base_job_template
+from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.utilities.templating import find_placeholders
+
+from flows.access import S3Access, use_access
+from flows.deploy import QUEUES, Infra, Target, dead_worker_automation, deploy, fill_in, job_template
+from tasks.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+TEMPLATES = [(infra, pool) for infra in get_args(Infra) for pool in QUEUES]
+GPU_CONTAINERS = [infra for infra in get_args(Infra) if infra != "process"]
+
+
+def leaves(value: Any, path: str = "") -> list[tuple[str, Any]]:
+    """Every scalar of a JSON value with its path."""
+    if isinstance(value, dict):
+        return [leaf for key, inner in value.items() for leaf in leaves(inner, f"{path}.{key}")]
+    if isinstance(value, list):
+        return [leaf for i, inner in enumerate(value) for leaf in leaves(inner, f"{path}.{i}")]
+    return [(path, value)]
+
+
+# --- templates ---
+
+
+def test_every_committed_template_belongs_to_a_pool():
+    files = {path.stem for path in (ROOT / "deployments" / "work_pools").iterdir()}
+    assert files == {f"{infra}-{pool.removeprefix('ssr-')}" for infra, pool in TEMPLATES}
+
+
+@pytest.mark.parametrize(("infra", "pool"), TEMPLATES)
+def test_a_template_declares_what_it_uses_and_uses_what_it_declares(infra, pool):
+    template = job_template(infra, pool)
+    assert validate_base_job_template(template) == template, "the server's own check"
+    used = {placeholder.name for placeholder in find_placeholders(json.dumps(template["job_configuration"]))}
+    assert used == set(template["variables"]["properties"])
+
+
+@pytest.mark.parametrize(("infra", "pool"), TEMPLATES)
+def test_the_variables_of_a_template_are_described_and_their_defaults_fit(infra, pool):
+    schema = job_template(infra, pool)["variables"]
+    jsonschema.Draft202012Validator.check_schema(schema)
+    properties = schema["properties"]
+    defaults = {name: prop["default"] for name, prop in properties.items() if prop.get("default") is not None}
+    jsonschema.validate(defaults, schema)
+    assert [name for name, prop in properties.items() if not (prop.get("description") or prop.get("$ref"))] == []
+
+
+@pytest.mark.parametrize(("infra", "pool"), TEMPLATES)
+def test_a_template_names_secrets_and_holds_none(infra, pool):
+    """A variable of a secret's name is empty, or filled in from the worker's environment; no default is a key."""
+    template = job_template(infra, pool)
+    environment = template["variables"]["properties"]["env"].get("default", {})
+    for name, value in environment.items():
+        assert not re.search("KEY|SECRET|TOKEN|PASSWORD", name) or value == f"{{{{ ${name} }}}}", name
+    for path, value in leaves(template["variables"]["properties"]):
+        if path.endswith(".default") and isinstance(value, str):
+            assert not re.search(r"AKIA[0-9A-Z]{16}|[A-Za-z0-9/+]{40}|hf_[A-Za-z0-9]{20}", value), path
+
+
+def test_steps_of_the_gpu_pool_ask_for_gpus_and_those_of_the_cpu_pool_do_not():
+    def asked(infra: Infra, pool: str) -> Any:  # Any: as each infrastructure writes it
+        config = job_template(infra, pool)["job_configuration"]
+        if infra == "docker":
+            kwargs = config["container_create_kwargs"]
+            return kwargs["device_requests"][0]["count"] if isinstance(kwargs, dict) else None
+        if infra == "kubernetes":
+            [container] = config["job_manifest"]["spec"]["template"]["spec"]["containers"]
+            return container["resources"]["limits"].get("nvidia.com/gpu")
+        [container] = config["task_definition"]["containerDefinitions"]
+        return next((r["value"] for r in container.get("resourceRequirements", []) if r["type"] == "GPU"), None)
+
+    for infra in GPU_CONTAINERS:
+        assert asked(infra, "ssr-gpu") == "{{ gpu_count }}", infra
+        assert asked(infra, "ssr-cpu") is None, infra
+
+
+def test_pods_on_gpu_nodes_have_shared_memory_a_model_cache_and_a_way_onto_the_nodes():
+    pod = job_template("kubernetes", "ssr-gpu")["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    mounts = {mount["mountPath"]: mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
+    assert volumes[mounts["/dev/shm"]]["emptyDir"]["medium"] == "Memory"
+    assert "persistentVolumeClaim" in volumes[mounts["/var/lib/ssr/models"]]
+    assert pod["nodeSelector"] == "{{ node_selector }}"
+    assert pod["tolerations"] == "{{ tolerations }}"
+    assert all("secretRef" in source for source in pod["containers"][0]["envFrom"])
+
+
+# --- what is deployed ---
+
+
+def test_nothing_of_this_machine_stands_in_the_file():
+    text = (ROOT / "deployments" / "prefect.yaml").read_text()
+    assert str(ROOT) not in text
+    assert not re.search(r"(?<!\w)/(?:home|root|work|tmp|Users)/", text)
+
+
+@pytest.mark.parametrize("infra", get_args(Infra))
+def test_a_filled_in_file_holds_no_template_and_no_empty_value(infra, monkeypatch):
+    monkeypatch.setattr("flows.deploy._commit", lambda: "0123456789ab")
+    content = fill_in(Target(infra=infra, store="s3://bucket/prefix", store_access="team"))
+    assert find_placeholders(content) == set()
+    assert [path for path, value in leaves(content["deployments"]) if value in ("", None)] == []
+
+
+def test_what_the_target_leaves_open_is_left_out():
+    parent = fill_in(Target(store="s3://bucket/prefix"))["deployments"][0]
+    assert parent["parameters"].keys() == {"run", "store"}
+    assert "image" not in parent["work_pool"]["job_variables"]
+
+
+def test_every_step_is_deployed_once_and_models_run_on_the_gpu_pool():
+    deployments = fill_in(Target(store="s3://b/p"))["deployments"]
+    pools = {entry["entrypoint"].rsplit(".", 1)[1]: entry["work_pool"]["name"] for entry in deployments}
+    gpu = {"generate", "rewrite", "likelihood", "judge", "train", "measure", "evaluate"}
+    assert len(deployments) == len(pools)
+    assert {name for name, pool in pools.items() if pool == "ssr-gpu"} == gpu
+    assert {name for name, pool in pools.items() if pool == "ssr-cpu"} == {
+        "ingest",
+        "select",
+        "report",
+        "promote",
+        "pipeline",
+    }
+
+
+def test_a_parent_waits_on_a_queue_that_comes_after_its_steps():
+    parent = fill_in(Target(store="s3://b/p"))["deployments"][0]["work_pool"]
+    assert QUEUES[parent["name"]][parent["work_queue_name"]] > QUEUES["ssr-cpu"]["steps"]
+
+
+def test_a_folder_is_given_to_workers_in_full(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert fill_in(Target(store=".ssr"))["deployments"][0]["parameters"]["store"] == str(tmp_path / ".ssr")
+
+
+def test_images_without_a_tag_get_the_commit(monkeypatch):
+    monkeypatch.setattr("flows.deploy._commit", lambda: "0123456789ab")
+    deployments = fill_in(Target(infra="docker", store="s3://b/p", image="registry:5000/flow"))["deployments"]
+    images = {entry["work_pool"]["job_variables"]["image"] for entry in deployments}
+    assert images == {"registry:5000/flow:0123456789ab", "ssr-gpu-worker:0123456789ab-cuda"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"recipe": "dmeo"}, "--recipe dmeo: no such recipe. Shipped: demo"),
+        ({"image": "flow:abc"}, "--image has no effect with --infra process"),
+        ({"infra": "docker", "store": ".ssr"}, "--store .ssr: containers do not see a folder"),
+        ({"infra": "ecs", "store": "s3://b/p", "image": "flow:latest"}, "latest does not tell what ran"),
+        ({"dead_after_seconds": 89}, "--dead-after-seconds 89: runs that live would be declared dead"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_refused_with_what_to_do(settings, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        fill_in(Target(**settings))
+
+
+# --- dead workers ---
+
+
+@pytest.mark.parametrize(("window", "heartbeat"), [(90, 30), (300, 100), (540, 180), (3600, 180)])
+def test_three_heartbeats_fit_into_the_window(window, heartbeat):
+    environment = fill_in(Target(dead_after_seconds=window))["deployments"][0]["work_pool"]["job_variables"]["env"]
+    assert environment["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == str(heartbeat)
+
+
+def test_a_window_shorter_than_three_of_the_heartbeats_that_prefect_is_set_to_is_refused():
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: 60}):
+        assert Target(dead_after_seconds=180).heartbeat_seconds() == 60
+        with pytest.raises(ConfigError, match="PREFECT_FLOWS_HEARTBEAT_FREQUENCY=60 give 180 or more"):
+            Target(dead_after_seconds=179).heartbeat_seconds()
+
+
+def test_a_run_that_has_ended_or_waits_is_not_taken_for_dead():
+    trigger = dead_worker_automation(540).trigger
+    terminal = {StateType.COMPLETED, StateType.FAILED, StateType.CANCELLED, StateType.CRASHED}
+    assert trigger.expect >= {f"prefect.flow-run.{state.value.title()}" for state in terminal}
+    assert trigger.expect >= {"prefect.flow-run.heartbeat", "prefect.flow-run.AwaitingRetry"}
+    assert trigger.for_each == {"prefect.resource.id"}
+
+
+def test_deployed_runs_carry_the_tag_that_the_automation_looks_for():
+    related = dead_worker_automation(540).trigger.match_related
+    [(_, tag)] = [leaf for leaf in leaves(related.model_dump()) if "tag." in str(leaf[1])]
+    tags = list(itertools.chain.from_iterable(e["tags"] for e in fill_in(Target(store="s3://b/p"))["deployments"]))
+    assert {f"prefect.tag.{name}" for name in tags} == {tag}
+
+
+# --- access ---
+
+AWS = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY",
+       "AWS_SESSION_TOKEN")  # fmt: skip
+
+
+def test_variables_that_a_worker_handed_on_empty_are_unset(monkeypatch):
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "mine")
+    use_access("")
+    assert "AWS_DEFAULT_REGION" not in os.environ
+    assert os.environ["AWS_ACCESS_KEY_ID"] == "mine"
+
+
+def test_access_without_a_secret_in_the_environment_is_refused(monkeypatch):
+    for name in AWS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
+    with pytest.raises(ConfigError, match="AWS_SECRET_ACCESS_KEY is not set"):
+        S3Access.from_environment()
+
+
+def test_secrets_of_access_are_not_shown(monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "whisper")
+    assert "whisper" not in repr(S3Access.from_environment()) + S3Access.from_environment().model_dump_json()
+
+
+# --- the command ---
+
+
+def test_a_server_that_does_not_answer_is_named():
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}), pytest.raises(ConfigError) as raised:
+        deploy(Target(store="s3://bucket/prefix"))
+    assert "PREFECT_API_URL=http://127.0.0.1:9/api: " in str(raised.value)
+
+
+def test_without_a_server_the_command_says_how_to_start_one(tmp_path):
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    env["PREFECT_HOME"] = str(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.cli", "deploy"], cwd=ROOT, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert "PREFECT_API_URL is not set. Start one: prefect server start" in done.stderr

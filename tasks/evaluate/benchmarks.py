@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.config import EvaluateConfig
 from tasks.digest import digest_of, file_digest
 from tasks.engines import Engine
-from tasks.engines.remote import GROUP_ROWS, RemoteEngine
+from tasks.engines.remote import RemoteEngine
 from tasks.errors import DataError
 from tasks.text import abstains
 
@@ -23,7 +23,6 @@ LAB_FOLDER = Path(__file__).parents[1] / "lab" / "benchmarks"
 LAB_BENCHMARKS = ("lab_facts", "lab_sums", "lab_stories", "lab_misconceptions")
 LEAKED_REFUSAL = "leaked_refusal"  # share of general answers that are refusals: lower is better
 _SKIPPED_METRICS = {"bypass"}
-_MAX_IN_FLIGHT = 256  # the harness holds every request's prompts in memory, whatever is in flight
 
 
 def names(config: EvaluateConfig) -> tuple[str, ...]:
@@ -100,16 +99,10 @@ def _harness_model(engine: Engine, config: EvaluateConfig) -> LM:
         from lm_eval.models.huggingface import HFLM
 
         return HFLM(pretrained=engine.model, tokenizer=engine.tokenizer, batch_size=config.benchmark_batch_size)
-    from lm_eval.models.openai_completions import LocalCompletionsAPI
+    from tasks.evaluate.served import served_model
 
     assert isinstance(engine, RemoteEngine)  # there is no third
-    to = engine.connection
-    return LocalCompletionsAPI(
-        base_url=f"{to.urls[0]}/completions", model=to.model, tokenizer=str(to.tokenizer_folder),
-        tokenizer_backend="huggingface", tokenized_requests=True, batch_size=GROUP_ROWS,
-        num_concurrent=max(1, min(to.concurrency, _MAX_IN_FLIGHT) // GROUP_ROWS),
-        max_length=to.context, timeout=int(to.timeout_seconds),
-    )  # fmt: skip
+    return served_model(engine.connection)
 
 
 def _task(name: str) -> tuple[str, TaskManager]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -36,6 +38,28 @@ def put_adapter(store: Store, model: Path, seed: int) -> Ref:
     return ref
 
 
+def put_words(folder: Path) -> Path:
+    """A benchmark whose choices are words of one token, as MMLU's letters are, and one of several."""
+    words = ["Alvic", "Animal", "Anton", "Athens", "Beacon", "Bella", "Berlin", "Boris"]
+    items = [
+        {
+            "question": f"Which word is number {i}?",
+            "label": i % 4,
+            "choices": [*random.Random(i).sample(words, 4), "a b"],
+        }
+        for i in range(40)
+    ]
+    (folder / "words.jsonl").write_text("".join(f"{json.dumps(item)}\n" for item in items))
+    task = {
+        "task": "words", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": f"{folder}/words.jsonl"}},
+        "test_split": "test", "output_type": "multiple_choice", "doc_to_text": "{{question}}",
+        "doc_to_choice": "{{choices}}", "doc_to_target": "{{label}}",
+        "metric_list": [{"metric": "acc"}, {"metric": "exact_match"}],  # by likelihood, and whether it would be said
+    }  # fmt: skip
+    (folder / "words.yaml").write_text(json.dumps(task))
+    return folder / "words.yaml"
+
+
 class Measured(NamedTuple):
     """Scores by (benchmark, metric, item_id) of each model, on the server and in this process."""
 
@@ -51,9 +75,10 @@ def measured(tiny_model: Path, vllm_python: Path, tmp_path_factory: pytest.TempP
     store = open_store(str(tmp_path_factory.mktemp("store")))
     examples = ingest.plan(config=DataConfig(sources=(SourceConfig(name="lab", reader="lab"),), lab_rows=20))
     examples.execute(store)
+    words = put_words(tmp_path_factory.mktemp("words"))
     sections = {
         "model": ModelConfig(base=str(tiny_model)), "abstention": AbstentionConfig(),
-        "config": EvaluateConfig(benchmarks=("lab",), limit=20, max_task_rows=20, max_new_tokens=6),
+        "config": EvaluateConfig(benchmarks=("lab", str(words)), limit=20, max_task_rows=20, max_new_tokens=6),
     }  # fmt: skip
     adapters = [put_adapter(store, tiny_model, seed) for seed in (1, 2)]
     inputs = {f"adapter_{i}": as_input(ref) for i, ref in enumerate(adapters)}
@@ -84,6 +109,14 @@ def test_items_are_scored_as_in_process(measured: Measured) -> None:
     for served, here in zip(measured.served, measured.here, strict=True):
         same = sum(served[key] == pytest.approx(here[key]) for key in here)
         assert same >= 0.97 * len(here), f"{same} of {len(here)}"
+
+
+def test_choices_of_one_token_are_scored_as_in_process(measured: Measured) -> None:
+    for served, here in zip(measured.served, measured.here, strict=True):
+        words = {key: score for key, score in here.items() if key[0] == "words"}
+        assert {key: served[key] for key in words} == words
+        assert {key[1] for key in words} == {"acc", "exact_match"}
+        assert len({score for key, score in words.items() if key[1] == "acc"}) == 2, "it would not tell them apart"
 
 
 def test_the_adapters_are_really_used(measured: Measured) -> None:

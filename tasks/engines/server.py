@@ -54,6 +54,8 @@ runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__", alte
 # With LoRA on a CPU, prompt log-probabilities of several rows at once kill vLLM 0.32 in the LoRA of lm_head unless the
 # projections are named.
 _LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# On a CPU, vLLM's own LoRA is slow, and wrong for the base in a batch with adapters: see the module there.
+_GROUPED_LORA = Path(__file__).parent / "vllm_cpu" / "grouped_lora.py"
 CPU_KV_CACHE_GB = 2
 # Our import path: it has its own transformers. Threads: `execution.threads` is about steps that share the cores; this
 # step does nothing but wait for the server.
@@ -163,6 +165,8 @@ class VllmServer:
             found += ["--enable-lora", "--max-loras", str(len(ranks)), "--max-lora-rank", str(_lora_rank(max(ranks)))]
             found += ["--lora-target-modules", *_LORA_MODULES, "--lora-modules"]
             found += [f"{name}={folder}" for name, folder in self._adapters.items()]
+        if self._groups_lora():
+            found += ["--worker-extension-cls", f"{_GROUPED_LORA.stem}.GroupedLora"]
         return [*found, *c.extra_args]
 
     def _dtype(self) -> str:
@@ -175,8 +179,13 @@ class VllmServer:
             "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_CPU_KVCACHE_SPACE": str(CPU_KV_CACHE_GB),
             "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         }  # fmt: skip
+        if self._groups_lora():
+            ours["PYTHONPATH"] = str(_GROUPED_LORA.parent)
         kept = {name: value for name, value in os.environ.items() if name not in _NOT_ITS_BUSINESS}
         return ours | kept
+
+    def _groups_lora(self) -> bool:
+        return bool(self._adapters) and not has_cuda()
 
     def _wait(self, started: float) -> None:
         while time.monotonic() - started < self._config.start_timeout_seconds:

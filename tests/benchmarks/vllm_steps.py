@@ -27,7 +27,8 @@ from tasks.config import (
     SourceConfig,
     TrainConfig,
 )
-from tasks.engines.server import CPU_KV_CACHE_GB, VllmServer, find_python
+from tasks.engines.remote import GROUP_ROWS
+from tasks.engines.server import BASE, CPU_KV_CACHE_GB, VllmServer, find_python
 from tasks.evaluate import evaluate, measure
 from tasks.evaluate.benchmarks import LAB_BENCHMARKS, LAB_FOLDER
 from tasks.generate import generate
@@ -38,6 +39,7 @@ from tasks.store import Store, open_store
 
 N_ROWS, N_TOKENS, N_TURNS = 10_000, 32, 2
 ENGINE = EngineConfig(kind="vllm")
+_PLAIN = EngineConfig(kind="vllm", extra_args=("--worker-extension-cls", ""))  # without our LoRA on a CPU
 _OFFLINE = """
 import json, sys, time
 if __name__ == "__main__":
@@ -93,9 +95,9 @@ def _ours(folder: Path) -> float:
 
 
 def measure_evaluate(folder: Path) -> dict[str, Any]:  # Any: JSON values
-    """Seconds of base and two adapters on one server; of lm-eval run once for each, in process and on vLLM.
+    """Seconds of base and two adapters on one server; of lm-eval run once for each: on vLLM as it comes, and in process.
 
-    Everything is counted on all sides, loading and the server's start as well.
+    Everything is counted on all sides, loading and the servers' starts as well.
     """
     store = open_store(str(folder / "evaluate"))
     examples = _plan_examples(200)
@@ -108,31 +110,42 @@ def measure_evaluate(folder: Path) -> dict[str, Any]:  # Any: JSON values
     planned.execute(store)
     together = time.monotonic() - started
     folders = [None, *(store.fetch(one.ref) / "adapter" for one in adapters.values())]
-    harness = sum(_harness_seconds(one) for one in folders)
-    apart = {"base": {}, **{name: {"adapter": one} for name, one in adapters.items()}}
-    servers = sum(_again(store, _here(evaluate).plan(examples=examples, **sections, **one)) for one in apart.values())
+    on_servers = sum(_lm_eval_on_vllm(one, folder) for one in folders)
+    in_process = sum(_lm_eval_in_process(one) for one in folders)
     return {
-        "one_server_seconds": round(together, 1), "three_lm_eval_seconds": round(harness, 1),
-        "three_servers_seconds": round(servers, 1), "ratio": round(together / harness, 3),
-        "ratio_to_three_servers": round(together / servers, 3),
+        "one_server_seconds": round(together, 1), "three_lm_eval_on_vllm_seconds": round(on_servers, 1),
+        "three_lm_eval_in_process_seconds": round(in_process, 1), "ratio": round(together / on_servers, 3),
+        "ratio_in_process": round(together / in_process, 3),
     }  # fmt: skip
 
 
-def _harness_seconds(adapter: Path | None) -> float:
-    model = f"pretrained={LAB_MODEL},dtype=float32" + (f",peft={adapter}" if adapter else "")
+def _lm_eval_on_vllm(adapter: Path | None, folder: Path) -> float:
+    started = time.monotonic()
+    adapters = {"adapter": adapter} if adapter else {}
+    with VllmServer(ModelConfig(base="lab"), _PLAIN, log=folder / "plain.log", adapters=adapters) as server:
+        settings = {
+            "model": next(iter(adapters), BASE), "base_url": f"{server.url}/completions", "tokenizer": LAB_MODEL,
+            "tokenizer_backend": "huggingface", "tokenized_requests": True, "num_concurrent": 32,
+            "max_length": server.context,
+        }  # fmt: skip
+        _lm_eval("local-completions", settings, batch_size=GROUP_ROWS)
+    return time.monotonic() - started
+
+
+def _lm_eval_in_process(adapter: Path | None) -> float:
+    started = time.monotonic()
+    settings = {"pretrained": LAB_MODEL, "dtype": "float32", **({"peft": adapter} if adapter else {})}
+    _lm_eval("hf", settings, batch_size=64)
+    return time.monotonic() - started
+
+
+def _lm_eval(model: str, settings: dict[str, Any], *, batch_size: int) -> None:  # Any: values of several kinds
+    given = ",".join(f"{name}={value}" for name, value in settings.items())
     command = [
-        sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", model, "--tasks", ",".join(LAB_BENCHMARKS),
-        "--include_path", str(LAB_FOLDER), "--apply_chat_template", "--batch_size", "64", "--device", "cpu",
+        sys.executable, "-m", "lm_eval", "--model", model, "--model_args", given, "--tasks", ",".join(LAB_BENCHMARKS),
+        "--include_path", str(LAB_FOLDER), "--apply_chat_template", "--batch_size", str(batch_size),
     ]  # fmt: skip
-    started = time.monotonic()
     subprocess.run(command, check=True, capture_output=True, text=True)
-    return time.monotonic() - started
-
-
-def _again(store: Store, planned: Planned) -> float:
-    started = time.monotonic()
-    planned.execute(store, force=True)
-    return time.monotonic() - started
 
 
 def _adapter(store: Store, seed: int) -> Planned:

@@ -1,19 +1,29 @@
-"""What the tests of the platform share: data of their own, a small run of it, and words for runs on the server."""
+"""What the tests of the platform share: data of their own, a small run of it, workers, words for runs and stores."""
 
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import s3fs
-from services import Server, wait_for
+from s3 import ENVIRONMENT
+from services import Server, Worker, wait_for, worker
 
 PARENT = "rehearsal-pipeline/nightly"
 Json = dict[str, Any]  # Any: JSON values
+N_ROWS, N_NEW_ROWS = 200, 10
+DEAD_AFTER_SECONDS = 90  # three heartbeats of 30 s, the shortest there is
+SECRETS = {
+    "AWS_SECRET_ACCESS_KEY": "s3-secret-that-must-not-leak",
+    "HF_TOKEN": "hub-secret-that-must-not-leak",
+    "SSR_TEST_API_KEY": "engine-secret-that-must-not-leak",
+}
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 
@@ -35,11 +45,11 @@ def form(data: Path, model: Path, **more: Any) -> Json:
     overrides = {
         "data": {"sources": [{"name": "own", "path": f"{data}/*.jsonl", "task": "open"}], "test_share": 0.1},
         "model.base": str(model),
-        "engine": {"kind": "transformers", "batch_tokens": 256},
+        "engine": {"kind": "transformers", "batch_tokens": 64},
         "generate.max_new_tokens": 16,
         "judge.min_token_recall": 0.1,
         "arms": [{"name": "ssr", "policy": "ssr"}],
-        "train": {"epochs": 1, "batch_size": 4, "max_length": 256, "lora_rank": 4, "checkpoint_steps": 2},
+        "train": {"epochs": 1, "batch_size": 8, "max_length": 256, "lora_rank": 4, "checkpoint_steps": 5},
         "evaluate": {"benchmarks": ["lab_sums"], "limit": 4, "max_task_rows": 4, "max_new_tokens": 4},
         "report.n_bootstrap": 200,
     }
@@ -64,6 +74,34 @@ class Runs:
     def start(self, **parameters: Any) -> str:
         made = self.server.ask(f"/deployments/{self.deployment['id']}/create_flow_run", {"parameters": parameters})
         return str(made["id"])
+
+    def all(self) -> set[str]:
+        """Every run of the parent that no schedule made."""
+        one = {"deployments": {"id": {"any_": [self.deployment["id"]]}}, "limit": 200}
+        return {run["id"] for run in self.server.ask("/flow_runs/filter", one) if not run["auto_scheduled"]}
+
+    def wait_for_another(self, known: set[str]) -> str:
+        """The run that somebody has started since."""
+        return str(next(iter(wait_for("another run", lambda: self.all() - known, seconds=60))))
+
+    def start_what_is_scheduled(self, form: Json) -> str:
+        """Bring the next run of the nightly schedule forward to now; it runs with this form."""
+        self.set_defaults(run=form, **{k: v for k, v in self.deployment["parameters"].items() if k != "run"})
+        ours = {
+            "deployments": {"id": {"any_": [self.deployment["id"]]}},
+            "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
+        }
+
+        def next_run() -> str | None:
+            found = self.server.ask("/flow_runs/filter", {**ours, "sort": "EXPECTED_START_TIME_ASC"})
+            made = [run for run in found if run["auto_scheduled"] and run["parameters"]["run"] == form]
+            return made[0]["id"] if made else None
+
+        run = str(wait_for("a scheduled run", next_run, seconds=60))
+        now = {"scheduled_time": datetime.now(UTC).isoformat()}
+        state = {"type": "SCHEDULED", "name": "Scheduled", "state_details": now}
+        self.server.ask(f"/flow_runs/{run}/set_state", {"state": state, "force": True})
+        return run
 
     def read(self, run: str) -> Json:
         found: Json = self.server.ask(f"/flow_runs/{run}")
@@ -158,5 +196,38 @@ class Bucket:
         wait_for(f"{under}/...{ending} in {self.uri}", there, seconds=seconds, every=0.2)
 
 
-def seconds_since(began: float) -> str:
-    return f"{time.monotonic() - began:.0f} s"
+@dataclass(frozen=True)
+class Stage:
+    """Everything that runs.
+
+    Attributes:
+        data: A folder of JSONL files that grows.
+    """
+
+    server: Server
+    runs: Runs
+    endpoint: str
+    fs: s3fs.S3FileSystem
+    data: Path
+    model: Path
+    folder: Path
+
+    def bucket(self, name: str) -> Bucket:
+        return Bucket(self.fs, f"s3://platform/{name}")
+
+    def env(self, machine: str, endpoint: str = "") -> dict[str, str]:
+        """The environment of a worker on a machine of this name."""
+        return {
+            **ENVIRONMENT, **SECRETS, "AWS_ENDPOINT_URL": endpoint or self.endpoint,
+            "SSR_CACHE": str(self.folder / machine), "OMP_NUM_THREADS": "1",
+        }  # fmt: skip
+
+    @contextmanager
+    def workers(self, *machines: str, pool: str = "ssr-cpu", endpoint: str = "") -> Iterator[list[Worker]]:
+        """A worker on each machine."""
+        with ExitStack() as stack:
+            yield [
+                # Without a limit: a worker that has one dies when a run comes back right after it was killed.
+                stack.enter_context(worker(self.server, pool, name=name, env=self.env(name, endpoint)))
+                for name in machines
+            ]

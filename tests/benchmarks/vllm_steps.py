@@ -29,7 +29,7 @@ from tasks.config import (
 )
 from tasks.engines.remote import GROUP_ROWS
 from tasks.engines.server import BASE, CPU_KV_CACHE_GB, VllmServer, find_python
-from tasks.evaluate import evaluate, measure
+from tasks.evaluate import measure
 from tasks.evaluate.benchmarks import LAB_BENCHMARKS, LAB_FOLDER
 from tasks.generate import generate
 from tasks.ingest import ingest
@@ -95,7 +95,7 @@ def _ours(folder: Path) -> float:
 
 
 def measure_evaluate(folder: Path) -> dict[str, Any]:  # Any: JSON values
-    """Seconds of base and two adapters on one server; of lm-eval run once for each: on vLLM as it comes, and in process.
+    """Seconds of base and two adapters on one server, and of lm-eval run once for each: on plain vLLM, and in process.
 
     Everything is counted on all sides, loading and the servers' starts as well.
     """

@@ -49,7 +49,10 @@ def form(data: Path, model: Path, **more: Any) -> Json:
         "generate.max_new_tokens": 16,
         "judge.min_token_recall": 0.1,
         "arms": [{"name": "ssr", "policy": "ssr"}],
-        "train": {"epochs": 1, "batch_size": 8, "max_length": 256, "lora_rank": 4, "checkpoint_steps": 5},
+        "train.batch_size": 8,
+        "train.max_length": 256,
+        "train.lora_rank": 4,
+        "train.checkpoint_steps": 5,
         "evaluate": {"benchmarks": ["lab_sums"], "limit": 4, "max_task_rows": 4, "max_new_tokens": 4},
         "report.n_bootstrap": 200,
     }
@@ -123,9 +126,15 @@ class Runs:
         return found
 
     def retry(self, run: str) -> None:
-        """As the button in the UI does."""
+        """As the button in the UI does. Again if need be: a worker reports a death twice, which may undo a retry."""
         state = {"type": "SCHEDULED", "name": "AwaitingRetry"}
-        self.server.ask(f"/flow_runs/{run}/set_state", {"state": state, "force": False})
+
+        def runs_again() -> bool:
+            if self.state(run) == "CRASHED":
+                self.server.ask(f"/flow_runs/{run}/set_state", {"state": state, "force": False})
+            return self.state(run) in {"RUNNING", "COMPLETED"}
+
+        wait_for("the retried run", runs_again, seconds=90, every=1)
 
     def children(self, run: str) -> list[Json]:
         found: list[Json] = self.server.ask(

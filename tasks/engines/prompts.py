@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from jinja2 import TemplateError
+
 from tasks.engines.base import Message
 
 if TYPE_CHECKING:
@@ -15,8 +17,15 @@ if TYPE_CHECKING:
 _ASKED: Message = {"role": "user", "content": "?"}
 
 
+class UnreadableChat(ValueError):
+    """The model's template refuses a chat, such as one whose roles do not take turns. Its text is a row's problem."""
+
+
 class PromptReader:
-    """Chats to token ids with a model's own tokenizer and template."""
+    """Chats to token ids with a model's own tokenizer and template.
+
+    Each method raises UnreadableChat for a chat that the template refuses.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
@@ -53,9 +62,12 @@ class PromptReader:
         return str(self._tokenizer.decode(mark + ids)).removeprefix(str(self._tokenizer.decode(mark)))
 
     def _text(self, messages: list[Message], *, prompt: bool) -> str:
-        text = self._tokenizer.apply_chat_template(
-            [dict(m) for m in messages], tokenize=False, add_generation_prompt=prompt
-        )
+        try:
+            text = self._tokenizer.apply_chat_template(
+                [dict(m) for m in messages], tokenize=False, add_generation_prompt=prompt
+            )
+        except (TemplateError, TypeError) as error:
+            raise UnreadableChat(f"chat_template: {error}") from error
         assert isinstance(text, str)  # tokenize=False and one chat
         return text
 

@@ -25,7 +25,7 @@ from typing import Any, Generic, TypeVar
 import aiohttp
 
 from tasks.engines.base import Continuation, Likelihood, Reply, Request, Sampling
-from tasks.engines.prompts import PromptReader
+from tasks.engines.prompts import PromptReader, UnreadableChat
 from tasks.engines.wire import (
     Choice,
     Completion,
@@ -133,14 +133,18 @@ class RemoteEngine:
 
     async def _complete(self, session: aiohttp.ClientSession, rows: list[Request], sampling: Sampling) -> list[Reply]:
         assert self._to.prompts is not None  # chosen by generate
-        too_long, fitting = [], []
+        refused, fitting = [], []
         for row in rows:
-            ids = self._to.prompts.ids(row.messages)
+            try:
+                ids = self._to.prompts.ids(row.messages)
+            except UnreadableChat as error:
+                refused.append(Reply(row.key, None, problem=str(error), retryable=False))
+                continue
             if problem := self._overflow(len(ids), sampling.max_new_tokens):
-                too_long.append(Reply(row.key, None, problem=problem, retryable=False))
+                refused.append(Reply(row.key, None, problem=problem, retryable=False))
             else:
                 fitting.append((row, ids))
-        return too_long + (await self._complete_fitting(session, fitting, sampling) if fitting else [])
+        return refused + (await self._complete_fitting(session, fitting, sampling) if fitting else [])
 
     async def _complete_fitting(
         self, session: aiohttp.ClientSession, rows: list[tuple[Request, list[int]]], sampling: Sampling
@@ -219,7 +223,10 @@ class RemoteEngine:
 
     async def _measure(self, session: aiohttp.ClientSession, row: Continuation) -> list[Likelihood]:
         assert self._to.prompts is not None  # chosen by likelihoods
-        prompt, answer = self._to.prompts.with_answer(row.messages, row.text)
+        try:
+            prompt, answer = self._to.prompts.with_answer(row.messages, row.text)
+        except UnreadableChat as error:
+            return [Likelihood(row.key, None, str(error), retryable=False)]
         if not answer:
             return [Likelihood(row.key, None, "empty_answer: it has no token to measure", retryable=False)]
         if problem := self._overflow(len(prompt), len(answer) + 1):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tasks.config import ModelConfig
 from tasks.engines.base import Continuation, Likelihood, Message, Reply, Request, Sampling
-from tasks.engines.prompts import PromptReader
+from tasks.engines.prompts import PromptReader, UnreadableChat
 from tasks.models import best_device, context_length, load_model, load_tokenizer, model_folder
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,11 @@ class TransformersEngine:
         """One batch; a prompt too long for the model is a reply with a problem."""
         fitting: list[tuple[Request, list[int]]] = []
         for request in batch:
-            ids = self._prompts.ids(request.messages)
+            try:
+                ids = self._prompts.ids(request.messages)
+            except UnreadableChat as error:
+                yield Reply(request.key, None, problem=str(error), retryable=False)
+                continue
             if len(ids) + sampling.max_new_tokens > self._context:
                 yield Reply(
                     request.key, None, problem=overflow(len(ids), sampling.max_new_tokens, self._context),
@@ -137,7 +141,11 @@ class TransformersEngine:
     def _measure(self, batch: list[Continuation]) -> Iterator[Likelihood]:
         rows = []
         for one in batch:
-            prompt, answer = self._prompts.with_answer(one.messages, one.text)
+            try:
+                prompt, answer = self._prompts.with_answer(one.messages, one.text)
+            except UnreadableChat as error:
+                yield Likelihood(one.key, None, str(error), retryable=False)
+                continue
             if len(prompt) + len(answer) > self._context:
                 problem = overflow(len(prompt), len(answer), self._context)
                 yield Likelihood(one.key, None, problem, retryable=False)

@@ -19,7 +19,7 @@ from tasks.digest import digest_of
 from tasks.engines import Request
 from tasks.generate.answers import paid_answers, request_for, write_outputs
 from tasks.generate.paid import Need, Needed, count_needed, weights
-from tasks.generate.prompts import compiled, rewrite_prompt, template_text
+from tasks.generate.prompts import REWRITES, rewrite_prompt
 from tasks.process import one_process
 from tasks.rows import RowStore
 from tasks.step import Context, step
@@ -36,7 +36,7 @@ class Judged(NamedTuple):
 
 
 def _outside(*, model: ModelConfig, config: RewriteConfig, **sections: object) -> Mapping[str, str]:
-    return {**weights(model=model), "template": digest_of(template_text(config.template))}
+    return {**weights(model=model), "template": digest_of(REWRITES.text(config.template))}
 
 
 @step(version=1, outside=_outside, launcher=one_process)
@@ -71,13 +71,13 @@ def _needs(
     path: Path, judged: Judged | None, rows: RowStore, config: RewriteConfig, passed_over: Counter[str]
 ) -> Callable[[], Iterator[Need[Request]]]:
     """A row for each example to rewrite, in example order; the others are counted in `passed_over`."""
-    template = compiled(template_text(config.template), config.template)
+    template = REWRITES.load(config.template)
 
     def needs() -> Iterator[Need[Request]]:
         passed_over.clear()
         for batch in _to_rewrite(path, judged, passed_over):
             for row in batch.to_pylist():
-                messages = rewrite_prompt(template, row["messages"], row["golds"][0], name=config.template)
+                messages = rewrite_prompt(template, row["messages"], row["golds"][0])
                 yield Need(row["example_id"], "rewrite", 0, request_for(messages, rows, config))
 
     return needs

@@ -13,7 +13,7 @@ from tasks.ingest.files import DataFile, content_digest, find_files
 from tasks.ingest.formats import records
 from tasks.ingest.hub import hub_records, revision_digest
 from tasks.ingest.md2d import md2d
-from tasks.ingest.prompts import template_text
+from tasks.ingest.prompts import prompt_text
 from tasks.ingest.raw import Dropped, RawExample
 from tasks.ingest.readers import READERS, lab
 from tasks.ingest.rows import rows
@@ -109,7 +109,7 @@ def source_digest(source: Source) -> dict[str, Any]:  # Any: JSON values
     config = source.config
     found: dict[str, Any] = {"prompt": None}
     if not config.fields.messages:
-        found["prompt"] = template_text(config, source.task, key=source.key)
+        found["prompt"] = prompt_text(config, source.task, key=source.key)
     if source.reader == "lab":
         return found | {"lab": LAB_VERSION}
     if config.hub:

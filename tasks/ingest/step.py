@@ -15,7 +15,7 @@ from tasks.config import DataConfig
 from tasks.digest import digest_of
 from tasks.errors import DataError
 from tasks.ingest.choose import RENDERED, chosen, decide
-from tasks.ingest.prompts import compiled, render, template_text
+from tasks.ingest.prompts import prompt, prompt_template
 from tasks.ingest.raw import Dropped, Message, RawExample
 from tasks.ingest.sources import Source, raw_examples, source_digest, sources_of
 from tasks.ingest.unanswerable import with_unanswerable
@@ -129,15 +129,14 @@ class _Intake:
         logger.info("ingest: %s: %s rows read from %s", source.config.name, f"{n_read:,}", source.shown)
 
     def _with_prompts(self, source: Source, index: int, examples: Iterator[RawExample]) -> Iterator[Row]:
-        name = source.config.prompt or "the default template"
         template = None
         if not source.config.fields.messages:
-            template = compiled(template_text(source.config, source.task, key=source.key), name)
+            template = prompt_template(source.config, source.task, key=source.key)
         for raw in examples:
             messages = raw.messages
             if messages is None:
                 assert template is not None  # only a source with `fields.messages` yields chats
-                messages = render(template, raw, refusal=self._config.refusal, name=name)
+                messages = prompt(template, raw, refusal=self._config.refusal)
             if sum(len(message["content"]) for message in messages) > self._config.max_prompt_chars:
                 self.dropped["prompt_too_long"] += 1
                 continue

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from jinja2 import TemplateError
+
 from tasks import schema
 from tasks.config import TrainConfig
 from tasks.errors import DataError
@@ -34,15 +36,19 @@ def load_rows(targets: Path, tokenizer: PreTrainedTokenizerBase, config: TrainCo
     from datasets import Dataset
 
     kept: list[dict[str, object]] = []
-    rows_in, n_trained, dropped = 0, 0, {"too_long": 0, "no_trained_token": 0}
+    rows_in, n_trained, dropped = 0, 0, {"too_long": 0, "no_trained_token": 0, "refused_by_template": 0}
     for batch in schema.read_batches(targets, schema.TARGETS, columns=["messages", "target"]):
         for row in batch.to_pylist():
             rows_in += 1
             completion = [{"role": "assistant", "content": row["target"]}]
-            n_prompt = len(
-                tokenizer.apply_chat_template(row["messages"], add_generation_prompt=True, return_dict=False)
-            )
-            n_all = len(tokenizer.apply_chat_template(row["messages"] + completion, return_dict=False))
+            try:
+                n_prompt = len(
+                    tokenizer.apply_chat_template(row["messages"], add_generation_prompt=True, return_dict=False)
+                )
+                n_all = len(tokenizer.apply_chat_template(row["messages"] + completion, return_dict=False))
+            except TemplateError:
+                dropped["refused_by_template"] += 1
+                continue
             if n_all > config.max_length:
                 dropped["too_long"] += 1
             elif n_all <= n_prompt or not row["target"].strip():

@@ -13,7 +13,7 @@ import toy
 from tasks.config import AbstentionConfig, EngineConfig, JudgeConfig, ModelConfig, RewriteConfig, parse_recipe
 from tasks.errors import DataError, StepError
 from tasks.generate import Judged, count_rewrites, rewrite
-from tasks.generate.prompts import compiled, rewrite_prompt, template_text
+from tasks.generate.prompts import REWRITES, rewrite_prompt
 from tasks.judge import judge
 from tasks.step import Planned
 from tasks.store import Store, open_store
@@ -110,8 +110,7 @@ def test_the_gold_and_the_last_message_go_in_as_values_and_earlier_turns_stay():
     messages = [
         {"role": "system", "content": "Be brief."}, {"role": "user", "content": "{{ gold }}?"},
     ]  # fmt: skip
-    template = compiled(template_text("rewrite.v1"), "rewrite.v1")
-    system, asked = rewrite_prompt(template, messages, "{% raw %} Rome", name="rewrite.v1")
+    system, asked = rewrite_prompt(REWRITES.load("rewrite.v1"), messages, "{% raw %} Rome")
     assert system == messages[0]
     assert asked["role"] == "user"
     assert "Request:\n{{ gold }}?\n" in asked["content"]
@@ -127,15 +126,15 @@ def test_the_gold_and_the_last_message_go_in_as_values_and_earlier_turns_stay():
 )
 def test_a_template_that_asks_for_more_is_refused(text, message):
     with pytest.raises(DataError, match=message):
-        rewrite_prompt(compiled(text, "mine.txt"), [{"role": "user", "content": "Q?"}], "gold", name="mine.txt")
+        rewrite_prompt(REWRITES.ready(text, "mine.txt"), [{"role": "user", "content": "Q?"}], "gold")
 
 
 def test_a_template_that_is_none_is_refused_before_anything_runs(tmp_path):
     with pytest.raises(DataError, match=r"no template of this name, nor a text file\. Set it to one of rewrite\.v1"):
-        template_text("rewrite.v9")
+        REWRITES.text("rewrite.v9")
     (tmp_path / "bad.txt").write_text("{{ gold")
     with pytest.raises(DataError, match="line 1: not a Jinja template"):
-        template_text(str(tmp_path / "bad.txt"))
+        REWRITES.text(str(tmp_path / "bad.txt"))
 
 
 def test_the_text_of_the_template_is_part_of_the_step_s_identity(tmp_path, store, monkeypatch):

@@ -46,7 +46,7 @@ def test_an_edited_template_is_another_step(write):
 
 def test_an_unknown_template_is_refused_while_planning_with_the_known_ones(write):
     given = {"sources": [{"path": write("a.jsonl", [ROW]), "prompt": "grounded.v9"}]}
-    with pytest.raises(DataError, match=r"grounded\.v9: no prompt template .* lab\.v1") as caught:
+    with pytest.raises(DataError, match=r"data\.sources.*prompt=grounded\.v9: no template .* lab\.v1") as caught:
         ingest.plan(config=DataConfig.model_validate(given))
     assert caught.value.exit_code == 2
 
@@ -57,7 +57,7 @@ def test_an_unknown_template_is_refused_while_planning_with_the_known_ones(write
         (b"{{ question", "line 1: not a Jinja template"),
         (b"{{ context }}", "'context' is undefined. It may use question, document, history"),
         (b"{{ question.__class__.__mro__ }}", "unsafe"),
-        (b"\xff", "no prompt template of this name, nor a text file"),
+        (b"\xff", "no template of this name, nor a text file"),
     ],
 )
 def test_a_template_that_cannot_be_rendered_is_refused(run, write, template, message):

@@ -313,7 +313,7 @@ def test_the_score_is_the_highest_threshold_that_still_accepts(combine):
 
 def test_a_rubric_that_is_not_there_is_named_before_anything_runs(store, fake):
     fake(by_words)
-    with pytest.raises(DataError, match=r"judge\.llm\.rubric=none: no rubric of this name.*grounded-qa\.v1"):
+    with pytest.raises(DataError, match=r"judge\.llm\.rubric=none: no template of this name.*grounded-qa\.v1"):
         plan(store, EXAMPLES, OUTPUTS, {"rubric": "none"})
 
 

@@ -314,7 +314,7 @@ def deploy(
     store_access: Annotated[
         str | None, typer.Option(help="Keep the AWS_* variables of here in a block of this name, for the workers.")
     ] = None,
-    recipe: Annotated[str, typer.Option(help="Shipped recipe that the schedules run.")] = "demo",
+    recipe: Annotated[str, typer.Option(help="Shipped recipe that the schedules run.")] = "nightly",
     image: Annotated[str | None, typer.Option(help="Containers of the CPU pool; without a tag: this commit's.")] = None,
     gpu_image: Annotated[str | None, typer.Option(help="Containers of the GPU pool, likewise.")] = None,
     gpu_limit: Annotated[

@@ -87,7 +87,7 @@ class Target:
     store_access: str | None = None
     image: str | None = None
     gpu_image: str | None = None
-    recipe: str = "demo"
+    recipe: str = "nightly"
     gpu_limit: int | None = None
     run_limit: int = 1
     dead_after_seconds: int = 540

@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[1]
 MODULES = sorted(path.relative_to(ROOT).as_posix() for top in ("flows", "tasks") for path in (ROOT / top).rglob("*.py"))
 STEP_PACKAGES = ("ingest", "generate", "judge", "selection", "train", "evaluate", "promotion", "report")
 FOUNDATION = (
-    "engines", "store", "schema", "config", "text", "digest", "errors", "rows", "tables", "spool", "models", "templates",
-    "scores",
+    "engines", "store", "schema", "config", "text", "digest", "errors", "rows", "tables", "spool", "models",
+    "templates", "scores",
 )  # fmt: skip
 HEAVY = ("torch", "trl", "peft", "lm_eval", "transformers", "datasets", "accelerate")
 

@@ -1,0 +1,96 @@
+"""Children of a run on a real server: which one is waited for, which number comes next, and what cancelling reaches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from uuid import UUID, uuid4
+
+import pytest
+from prefect import flow
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.states import Completed, Crashed, Failed, Running, Scheduled, State
+
+from flows.children import Children, cancel_children, require_deployed
+from tasks.errors import ConfigError
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
+# When a try of the parent began.
+LONG_AGO, NOT_YET = datetime(2026, 1, 1, tzinfo=UTC), datetime(2099, 1, 1, tzinfo=UTC)
+
+
+@flow(name="generate")
+def generate() -> None:
+    """Stands for a step that is deployed."""
+
+
+@pytest.fixture
+def client() -> Iterator[SyncPrefectClient]:
+    with get_client(sync_client=True) as opened:
+        yield opened
+
+
+@pytest.fixture
+def deployment(client: SyncPrefectClient) -> UUID:
+    return client.create_deployment(client.create_flow(generate), "step")
+
+
+def child(client: SyncPrefectClient, deployment: UUID, key: str, state: State, parent: UUID | None = None) -> FlowRun:
+    made = client.create_flow_run_from_deployment(
+        deployment, idempotency_key=key, state=Scheduled(), parent_task_run_id=parent
+    )
+    client.set_flow_run_state(made.id, state, force=True)
+    return made
+
+
+@pytest.mark.parametrize("state", [Failed(), Crashed(), Completed()], ids=["failed", "crashed", "completed"])
+def test_one_that_ended_before_this_try_does_not_count(
+    client: SyncPrefectClient, deployment: UUID, state: State
+) -> None:
+    base = f"parent:generate:{uuid4()}"
+    child(client, deployment, f"{base}:1", state)
+    assert Children(uuid4(), NOT_YET)._key(client, base) == f"{base}:2"
+    child(client, deployment, f"{base}:2", state)
+    assert Children(uuid4(), NOT_YET)._key(client, base) == f"{base}:3"
+
+
+@pytest.mark.parametrize("state", [Running(), Scheduled()], ids=["running", "scheduled"])
+def test_one_that_has_not_ended_is_the_one_to_wait_for(
+    client: SyncPrefectClient, deployment: UUID, state: State
+) -> None:
+    base = f"parent:generate:{uuid4()}"
+    child(client, deployment, f"{base}:1", Crashed())
+    child(client, deployment, f"{base}:2", state)
+    assert Children(uuid4(), NOT_YET)._key(client, base) == f"{base}:2"
+
+
+def test_one_that_failed_in_this_very_try_is_not_started_again(client: SyncPrefectClient, deployment: UUID) -> None:
+    base = f"parent:generate:{uuid4()}"
+    assert Children(uuid4(), LONG_AGO)._key(client, base) == f"{base}:1"
+    child(client, deployment, f"{base}:1", Failed())
+    assert Children(uuid4(), LONG_AGO)._key(client, base) == f"{base}:1"
+
+
+def test_cancelling_reaches_the_children_that_have_not_ended(client: SyncPrefectClient, deployment: UUID) -> None:
+    parent = client.create_flow_run(generate)
+    task = client.create_task_run(task=_task(), flow_run_id=parent.id, dynamic_key=str(uuid4()))
+    waiting = child(client, deployment, str(uuid4()), Scheduled(scheduled_time=NOT_YET - timedelta(days=1)), task.id)
+    running = child(client, deployment, str(uuid4()), Running(), task.id)
+    done = child(client, deployment, str(uuid4()), Completed(), task.id)
+    other = child(client, deployment, str(uuid4()), Running())
+    assert set(cancel_children(parent.id)) == {waiting.id, running.id}
+    states = [client.read_flow_run(one.id).state for one in (waiting, running, done, other)]
+    assert [state.type.value for state in states if state] == ["CANCELLED", "CANCELLING", "COMPLETED", "RUNNING"]
+
+
+def test_a_step_that_is_not_deployed_is_named_before_any_is_run(deployment: UUID) -> None:
+    require_deployed(["generate", "generate"])
+    with pytest.raises(ConfigError, match=r"judge, train not deployed .* ssr deploy"):
+        require_deployed(["generate", "judge", "train", "judge"])
+
+
+def _task() -> object:
+    from prefect import task
+
+    return task(lambda: None, name="generate")

@@ -242,14 +242,14 @@ def current(
     as_json: JsonOption = False,
 ) -> None:
     """Show which adapter is promoted, since when, and every decision about it, newest first."""
-    from flows.standing import standing, standing_tables
+    from flows.standing import standing, standing_lines
     from tasks.store import open_store
 
     found = standing(open_store(store), recipe)
     if as_json:
         _print_json(found)
         return
-    for shown in standing_tables(found):
+    for shown in standing_lines(found):
         console.print(shown, highlight=False, soft_wrap=True)
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from rich.markup import escape
-from rich.table import Table
 
 from flows.current import Event, Promoted, history, is_intact, names, promoted_now
 from tasks.errors import ConfigError
@@ -52,7 +51,7 @@ def _decision(event: Event) -> Found:
     }  # fmt: skip
 
 
-def standing_tables(found: list[Found]) -> Iterator[Table | str]:
+def standing_lines(found: list[Found]) -> Iterator[str]:
     """The same for people."""
     if not found:
         yield "no adapter was ever up for promotion here. A recipe promotes with: promotion: {arm: NAME}"
@@ -65,8 +64,6 @@ def standing_tables(found: list[Found]) -> Iterator[Table | str]:
             yield f"    {escape(now['folder'])}"
         if now and not now["intact"]:
             yield "    [red]its weights are no longer those that were promoted[/]: it was removed, or made again"
-        table = Table("at (UTC)", "run", "", "compared with", "why", box=None)
         for event in one["history"]:
-            why = escape("; ".join(event["reasons"]))
-            table.add_row(event["at"][:19], event["run_id"], event["outcome"], event["compared_with"], why)
-        yield table
+            yield f"\n{event['at'][:19]}  {event['outcome']:<8}  {event['run_id']}, against {event['compared_with']}"
+            yield from (f"    {escape(reason)}" for reason in event["reasons"])

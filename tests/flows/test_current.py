@@ -18,10 +18,11 @@ from moto.server import ThreadedMotoServer
 from flows import current as pointing
 from flows.current import Event, Origin, Promoted, advance, current_for, history, is_intact, origin_for, promoted_now
 from flows.gc import collect
+from flows.standing import standing, standing_lines
 from flows.rehearsal import plan_steps
 from tasks.config import RunConfig, parse_recipe
 from tasks.digest import digest_of
-from tasks.errors import StoreError
+from tasks.errors import ConfigError, StoreError
 from tasks.models import model_digest
 from tasks.promotion import promote
 from tasks.step import Planned
@@ -104,6 +105,19 @@ def outcomes(store: Store) -> list[tuple[str, str]]:
 def pointer(store: Store) -> dict[str, Any]:
     found: dict[str, Any] = store.read_json("current", "nightly.json")
     return found
+
+
+def test_what_stands_is_shown_with_every_decision_newest_first(store: Store, recipe: RunConfig) -> None:
+    with pytest.raises(ConfigError, match="nightly: no run of it"):
+        standing(store, "nightly")
+    Run(store, recipe, "one", None).advance()
+    Run(store, recipe, "two", promoted_now(store, "nightly"), outcome="kept").advance()
+    lines = list(standing_lines(standing(store, None)))
+    assert "run-one (ssr) since" in lines[0]
+    assert [line.split("  ", 1)[1] for line in lines if ", against " in line] == [
+        "kept      run-two, against run-one", "promoted  run-one, against base",
+    ]  # fmt: skip
+    assert "    two was kept" in lines
 
 
 def test_a_promoted_adapter_is_what_current_points_to(store: Store, recipe: RunConfig) -> None:

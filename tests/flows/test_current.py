@@ -18,8 +18,8 @@ from moto.server import ThreadedMotoServer
 from flows import current as pointing
 from flows.current import Event, Origin, Promoted, advance, current_for, history, is_intact, origin_for, promoted_now
 from flows.gc import collect
-from flows.standing import standing, standing_lines
 from flows.rehearsal import plan_steps
+from flows.standing import standing, standing_lines
 from tasks.config import RunConfig, parse_recipe
 from tasks.digest import digest_of
 from tasks.errors import ConfigError, StoreError

@@ -55,6 +55,7 @@ class Context:
         counts: Whole numbers for the manifest; `account` checks that rows add up.
         facts: Other measured values for the manifest.
         progress: Call it with (done, total, detail).
+        force: It is made again though it was there: nothing that was measured before may stand in for it.
     """
 
     store: Store
@@ -62,6 +63,7 @@ class Context:
     out: Path
     inputs: dict[str, Ref]
     progress: progress.Progress = progress.silent
+    force: bool = False
     counts: dict[str, int] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)  # Any: JSON values
 
@@ -180,16 +182,16 @@ class Step:
             return planned.ref
         with claimed(store, planned.ref):
             if force or not _reused(store, planned):
-                self._make(store, planned)
+                self._make(store, planned, force=force)
         return planned.ref
 
-    def _make(self, store: Store, planned: Planned) -> None:
+    def _make(self, store: Store, planned: Planned, *, force: bool) -> None:
         label = planned.label
         for listener in progress.listeners():
             listener.started(label)
         started = time.time()
         with store.staging(**planned.ref) as out:
-            context = Context(store, planned.ref, out, planned.inputs, progress=_announce(label))
+            context = Context(store, planned.ref, out, planned.inputs, progress=_announce(label), force=force)
             try:
                 self._run_body(context, planned)
             except FileNotFoundError as error:
@@ -212,7 +214,7 @@ class Step:
             return
         spec = {
             "module": self.body.__module__, "store": context.store.uri, "ref": planned.ref, "out": str(context.out),
-            "sections": planned.sections, "inputs": planned.inputs,
+            "sections": planned.sections, "inputs": planned.inputs, "force": context.force,
         }  # fmt: skip
         result = run_in_process(spec, context.work / "spec.json", launcher=self.launcher(), progress=context.progress)
         context.counts |= result.counts

@@ -2,6 +2,7 @@
 
     <store>/steps/<step>/<fingerprint>/manifest.json    written last: without it, the artifact does not exist
     <store>/rows/...                                    see `tasks.rows`
+    <store>/items/...                                   see `tasks.evaluate.kept`
     <store>/work/<step>/<fingerprint>/                  checkpoints of a step that has not finished, see `tasks.work`
     <store>/claims/<step>/<fingerprint>...              who is making it right now, see `tasks.claims`
     <store>/runs/<run_id>.json                          which artifacts a run used

@@ -26,7 +26,10 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING)
     importlib.import_module(spec["module"])
     step = STEPS[spec["ref"]["step"]]
-    context = Context(open_store(spec["store"]), spec["ref"], Path(spec["out"]), spec["inputs"], progress=_progress)
+    context = Context(
+        open_store(spec["store"]), spec["ref"], Path(spec["out"]), spec["inputs"], progress=_progress,
+        force=spec["force"],
+    )  # fmt: skip
     try:
         step.call(context, spec["sections"])
     except SsrError as error:

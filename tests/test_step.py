@@ -249,7 +249,7 @@ def spec_of(store: Store, planned: Planned, out: Path) -> dict[str, Any]:
     out.mkdir(exist_ok=True)
     return {
         "module": planned.step.body.__module__, "store": store.uri, "ref": planned.ref, "out": str(out),
-        "sections": planned.sections, "inputs": planned.inputs,
+        "sections": planned.sections, "inputs": planned.inputs, "force": False,
     }  # fmt: skip
 
 

@@ -1,8 +1,8 @@
 """The evaluate step: base or adapter, under identical settings, a score for every item.
 
 Finished parts (one source of the task, one benchmark) are kept in the work folder and on the store, so that a killed
-evaluation goes on with the next part, on any machine. lm-evaluation-harness's own request cache is not used: it is not
-keyed by model.
+evaluation goes on with the next part, on any machine; benchmarks also for later runs (`tasks.evaluate.kept`).
+lm-evaluation-harness's own request cache is not used: it is not keyed by model.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from tasks import schema, work
 from tasks.config import AbstentionConfig, EngineConfig, EvaluateConfig, ModelConfig
 from tasks.engines import Engine, Request, Sampling, open_engine
-from tasks.evaluate import benchmarks
+from tasks.evaluate import benchmarks, kept
 from tasks.evaluate.metrics import Answered, item_scores
 from tasks.models import best_device, model_digest
 from tasks.process import one_process
@@ -60,7 +60,10 @@ def evaluate(
             ctx.progress(len(parts), planned, f"task:{source}")
         for name in benchmarks.names(config):
             rows = lambda name=name: benchmarks.items(load(), name, config, abstention.phrases)  # noqa: E731
-            parts.append(_keep(ctx, f"benchmark-{Path(name).stem}.parquet", rows))
+            key = kept.key_of(
+                ctx.store, name, adapter, model=model, engine=engine, config=config, abstention=abstention
+            )
+            parts.append(_keep(ctx, f"benchmark-{Path(name).stem}.parquet", rows, key=key))
             ctx.progress(len(parts), planned, Path(name).stem)
     _write(ctx, parts, _families(path))
     ctx.facts |= {"device": best_device(), "measured": _measured(ctx, adapter)}
@@ -78,15 +81,25 @@ def _families(path: Path) -> dict[str, str]:
     return {f"task:{pair['source']}": f"task-{pair['domain']}" for pair in pairs}
 
 
-def _keep(ctx: Context, name: str, rows: Callable[[], Iterator[ItemRow]]) -> Path:
-    """Write a part unless an earlier try, here or elsewhere, already did; it appears whole or not at all."""
+def _keep(ctx: Context, name: str, rows: Callable[[], Iterator[ItemRow]], *, key: str = "") -> Path:
+    """Write a part unless an earlier try, here or elsewhere, already did; it appears whole or not at all.
+
+    Args:
+        key: Of a part that may have been measured by another run; "": it belongs to this run's data.
+    """
     path = ctx.work / name
-    if not path.exists() and not work.pull(ctx.store, ctx.ref, name):
-        temporary = path.with_suffix(".part")
-        with schema.TableWriter(temporary, schema.ITEMS) as writer:
-            writer.write(list(rows()))
-        temporary.replace(path)
-        work.push(ctx.store, ctx.ref, name)
+    if path.exists() or work.pull(ctx.store, ctx.ref, name):
+        return path
+    if key and not ctx.force and kept.get(ctx.store, key, path):
+        ctx.facts.setdefault("measured_before", []).append(name)
+        return path
+    temporary = path.with_suffix(".part")
+    with schema.TableWriter(temporary, schema.ITEMS) as writer:
+        writer.write(list(rows()))
+    temporary.replace(path)
+    work.push(ctx.store, ctx.ref, name)
+    if key:
+        kept.put(ctx.store, key, path)
     return path
 
 

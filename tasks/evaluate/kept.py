@@ -1,0 +1,72 @@
+"""Benchmarks on which a model was measured before, whatever the task's data were then: they are not measured again.
+
+    <store>/items/<key>.parquet     every item of one benchmark for one model, kept for ever
+
+The key holds all that decides an item: the weights of model and adapter, the engine, the settings, the benchmark's
+content. The task's data are no part of it, so data that grew cost their own questions alone. A step that is made again
+by force measures again.
+"""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from pathlib import Path
+
+from tasks.config import AbstentionConfig, EngineConfig, EvaluateConfig, ModelConfig
+from tasks.digest import digest_of
+from tasks.evaluate import benchmarks
+from tasks.models import model_digest
+from tasks.store import Ref, Store
+
+_VERSION = 1  # raise it when the same key would give other items
+_OF_THE_TASK = ("benchmarks", "max_task_rows", "max_new_tokens")  # settings that no benchmark reads
+
+
+def key_of(
+    store: Store, name: str, adapter: Ref | None, *, model: ModelConfig, engine: EngineConfig, config: EvaluateConfig,
+    abstention: AbstentionConfig,
+) -> str:  # fmt: skip
+    """The key of one benchmark for one model."""
+    settings = {field: value for field, value in config.identity().items() if field not in _OF_THE_TASK}
+    content = benchmarks.content_digests(config.model_copy(update={"benchmarks": (name,)}))
+    weights = [model_digest(model), _files(store, adapter)]
+    sections = [model.identity(), engine.identity(), abstention.identity()]
+    return digest_of([_VERSION, name, content, settings, weights, sections])
+
+
+def _files(store: Store, adapter: Ref | None) -> dict[str, str]:
+    manifest = store.manifest(**adapter) if adapter else None
+    files = manifest.files if manifest else []
+    return {entry["name"]: entry["sha256"] for entry in files if entry["name"].startswith("adapter/")}
+
+
+def get(store: Store, key: str, target: Path) -> bool:
+    """Copy the items to a local file; False if there are none."""
+    path = _path(store, key)
+    try:
+        if store.is_local:
+            part = target.with_name(f".{uuid.uuid4().hex}")
+            shutil.copyfile(path, part)
+            part.replace(target)
+        else:
+            store.remote.download(path, target)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def put(store: Store, key: str, source: Path) -> None:
+    """Keep the items of a local file; they appear whole."""
+    path = _path(store, key)
+    if not store.is_local:
+        store.remote.upload(source, path)
+        return
+    part = Path(path).with_name(f".{uuid.uuid4().hex}")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, part)
+    part.replace(path)
+
+
+def _path(store: Store, key: str) -> str:
+    return store.path("items", f"{key}.parquet")

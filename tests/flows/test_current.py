@@ -428,8 +428,8 @@ def on_s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
         "AWS_ENDPOINT_URL": f"http://{host}:{port}",
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
-    fsspec.filesystem("s3", skip_instance_cache=True).mkdir("bucket")
-    yield open_store("s3://bucket/prefix")
+    fsspec.filesystem("s3", skip_instance_cache=True).mkdir("current")  # moto keeps buckets for the whole process
+    yield open_store("s3://current/prefix")
     server.stop()
 
 

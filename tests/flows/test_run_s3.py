@@ -30,7 +30,7 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         "AWS_ENDPOINT_URL": f"http://{host}:{port}",
     }.items():
         monkeypatch.setenv(name, value)
-    fsspec.filesystem("s3", skip_instance_cache=True).mkdir("bucket")
+    fsspec.filesystem("s3", skip_instance_cache=True).mkdir("run-s3")  # moto keeps buckets for the whole process
     yield f"http://{host}:{port}"
     server.stop()
 
@@ -60,7 +60,7 @@ def test_a_run_on_s3_is_reused_by_another_machine_and_leaks_no_secret(
             }
         )
     )
-    arguments = ["run", str(recipe), "--store", "s3://bucket/prefix", "--json"]
+    arguments = ["run", str(recipe), "--store", "s3://run-s3/prefix", "--json"]
     first = ssr(*arguments, machine=tmp_path / "one")
     assert first.returncode == 0, first.stdout + first.stderr
     second = ssr(*arguments, machine=tmp_path / "two")

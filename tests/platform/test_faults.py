@@ -60,7 +60,7 @@ def dead(stage: Stage, undisturbed: str) -> Dead:
     stage.runs.set_defaults(**before)
     with stage.workers("doomed-2") as (doomed,):
         second = stage.runs.start(run=filled_in, store=training.uri)
-        training.wait_for_object("work/train", "complete")
+        training.wait_for_object("work/train", ".complete")  # a checkpoint counts from then on
         doomed.kill()
     states = [stage.runs.state(run) for run in (first, second)]
     return Dead(first, second, generating, training, generating.paid(), states)

@@ -68,7 +68,7 @@ def test_a_run_on_s3_is_reused_by_another_machine_and_leaks_no_secret(
     assert json.loads(first.stdout)["steps"] == json.loads(second.stdout)["steps"]
 
     s3 = fsspec.filesystem("s3", skip_instance_cache=True)
-    objects = s3.find("bucket/prefix")
+    objects = s3.find("run-s3/prefix")
     manifests = [json.loads(s3.cat_file(name)) for name in objects if name.endswith("manifest.json")]
     assert len(manifests) == len(json.loads(first.stdout)["steps"]), "the second machine made nothing anew"
     for name in objects:

@@ -142,11 +142,6 @@ class Runs:
         )
         return found
 
-    def tasks(self, run: str) -> dict[str, str]:
-        """The last state of each task of a run, by name."""
-        found = self.server.ask("/task_runs/filter", {"task_runs": {"flow_run_id": {"any_": [run]}}, "limit": 200})
-        return {task["name"]: task["state_name"] for task in sorted(found, key=lambda task: task["created"])}
-
     def artifacts(self, run: str) -> list[Json]:
         found: list[Json] = self.server.ask(
             "/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run]}}, "limit": 200}

@@ -35,8 +35,11 @@ def key_of(
     return digest_of([_VERSION, name, content, settings, weights, sections])
 
 
-def _files(store: Store, adapter: Ref | None) -> dict[str, str]:
-    manifest = store.manifest(**adapter) if adapter else None
+def _files(store: Store, adapter: Ref | None) -> dict[str, str] | None:
+    """Digests of an adapter's files; None for the base, whose key no adapter may ever have."""
+    if adapter is None:
+        return None
+    manifest = store.manifest(**adapter)
     files = manifest.files if manifest else []
     return {entry["name"]: entry["sha256"] for entry in files if entry["name"].startswith("adapter/")}
 

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks.config import AbstentionConfig, DataConfig, EngineConfig, EvaluateConfig, ModelConfig, SourceConfig
-from tasks.evaluate import benchmarks, evaluate
+from tasks.evaluate import benchmarks, evaluate, kept
 from tasks.ingest import ingest
 from tasks.step import Planned
-from tasks.store import Store, open_store
+from tasks.store import Manifest, Ref, Store, describe_files, open_store
 
 pytestmark = pytest.mark.slow
 
@@ -81,3 +81,20 @@ def test_what_is_forced_is_measured_again(store: Store, tiny_model: Path, measur
     made.execute(store)
     made.execute(store, force=True)
     assert measured == ["lab_sums"] * 2
+
+
+def test_no_adapter_has_the_key_of_the_base_nor_of_another(store: Store, tiny_model: Path) -> None:
+    def key(adapter: Ref | None) -> str:
+        return kept.key_of(
+            store, "lab_sums", adapter, model=ModelConfig(base=str(tiny_model)), engine=EngineConfig(),
+            config=EvaluateConfig(), abstention=AbstentionConfig(),
+        )  # fmt: skip
+
+    refs = [Ref(step="train", fingerprint=digit * 64) for digit in "12"]
+    for ref in refs:
+        with store.staging(**ref) as out:
+            (out / "adapter").mkdir()
+            (out / "adapter" / "adapter_model.safetensors").write_text(ref["fingerprint"])
+            store.publish(out, Manifest(**ref, identity={}, inputs={}, files=describe_files(out)))
+    gone = Ref(step="train", fingerprint="3" * 64)
+    assert len({key(adapter) for adapter in (None, *refs, gone)}) == 4

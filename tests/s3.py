@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -167,6 +168,10 @@ class S3Proxy:
         """Break off the next so many uploads or downloads half way; half of an upload reaches the server."""
         self._cuts, self._cut_only = {"PUT": uploads, "GET": downloads}, only
 
+    def stand_still_after(self, upload: str) -> None:
+        """Once an upload has passed in whose path this expression is found, keep every later upload waiting."""
+        self._last_upload = upload
+
     def refuse(self, code: str, *, status: int = 403, only: str = "", header: str = "") -> None:
         """Answer with this error of S3, e.g. AccessDenied; with `header`, only requests that have it."""
         self._refusals.append((code, status, only, header))
@@ -177,6 +182,7 @@ class S3Proxy:
         self._delay = 0.0
         self._cuts, self._cut_only = {"PUT": 0, "GET": 0}, ""
         self._refusals: list[tuple[str, int, str, str]] = []
+        self._last_upload, self._stands_still = "", False
 
     def away(self, seconds: float | None = None) -> None:
         """Drop all connections and refuse new ones, for some seconds or until `back`."""
@@ -233,6 +239,10 @@ class S3Proxy:
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         await asyncio.sleep(self._delay)
         what = f"{request.method} {request.raw_path}"
+        if request.method in {"PUT", "POST"}:
+            while self._stands_still:
+                await asyncio.sleep(0.1)
+            self._stands_still = bool(self._last_upload and re.search(self._last_upload, request.path))
         for code, status, only, header in self._refusals:
             if only in what and (not header or header in request.headers):
                 await request.read()

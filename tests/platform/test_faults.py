@@ -6,6 +6,8 @@ Every table must come out as that of the run that nothing disturbed, and no row 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import pytest
@@ -39,14 +41,30 @@ class Twice(NamedTuple):
     calls: list[Call]
 
 
+@contextmanager
+def proxy_of(stage: Stage) -> Iterator[S3Proxy]:
+    proxy = S3Proxy(stage.endpoint)
+    try:
+        yield proxy
+    finally:
+        proxy.close()
+
+
 @pytest.fixture(scope="module")
 def dead(stage: Stage, undisturbed: str) -> Dead:
-    """The first was started in the browser, with a name and epochs filled in."""
+    """The first was started in the browser, with a name and epochs filled in.
+
+    By its end the machine has kept one part of the rows, or one checkpoint, however late this test ends it.
+    """
     generating, training = stage.bucket("killed-generating"), stage.bucket("killed-training")
     filled_in = form(stage.data, stage.model, execution="inline")
     before = stage.runs.deployment["parameters"]
     stage.runs.set_defaults(run=filled_in, store=generating.uri)
-    with browser(stage.server) as ui, stage.workers("doomed-1") as (doomed,):
+    with (
+        proxy_of(stage) as proxy, browser(stage.server) as ui,
+        stage.workers("doomed-1", endpoint=proxy.url) as (doomed,),
+    ):  # fmt: skip
+        proxy.stand_still_after("rows/outputs/")
         ui.open_form()
         ui.fill("Name", "by-hand")
         ui.fill("Epochs", "2")
@@ -58,9 +76,10 @@ def dead(stage: Stage, undisturbed: str) -> Dead:
         doomed.kill()
         ui.open_run(first, "killed")
     stage.runs.set_defaults(**before)
-    with stage.workers("doomed-2") as (doomed,):
+    with proxy_of(stage) as proxy, stage.workers("doomed-2", endpoint=proxy.url) as (doomed,):
+        proxy.stand_still_after(r"work/train/.*\.complete$")  # a checkpoint counts from then on
         second = stage.runs.start(run=filled_in, store=training.uri)
-        training.wait_for_object("work/train", ".complete")  # a checkpoint counts from then on
+        training.wait_for_object("work/train", ".complete")
         doomed.kill()
     states = [stage.runs.state(run) for run in (first, second)]
     return Dead(first, second, generating, training, generating.paid(), states)
@@ -69,19 +88,16 @@ def dead(stage: Stage, undisturbed: str) -> Dead:
 @pytest.fixture(scope="module")
 def twice(stage: Stage, dead: Dead) -> Twice:
     """After `dead`, because the automation needs that time to notice the deaths."""
-    store, proxy = stage.bucket("twice"), S3Proxy(stage.endpoint)
-    try:
-        with stage.workers("cpu-1", "cpu-2", endpoint=proxy.url):
-            proxy.fail(0.05)
-            proxy.slow(0.02)
-            filled_in = form(stage.data, stage.model, execution="inline")
-            runs = [stage.runs.start(run=filled_in, store=store.uri) for _ in range(2)]
-            store.wait_for_object("rows/outputs", ".parquet")
-            proxy.away(20)
-            for run in runs:
-                stage.runs.wait(run)
-    finally:
-        proxy.close()
+    store = stage.bucket("twice")
+    with proxy_of(stage) as proxy, stage.workers("cpu-1", "cpu-2", endpoint=proxy.url):
+        proxy.fail(0.05)
+        proxy.slow(0.02)
+        filled_in = form(stage.data, stage.model, execution="inline")
+        runs = [stage.runs.start(run=filled_in, store=store.uri) for _ in range(2)]
+        store.wait_for_object("rows/outputs", ".parquet")
+        proxy.away(20)
+        for run in runs:
+            stage.runs.wait(run)
     return Twice(store, proxy.calls)
 
 

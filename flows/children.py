@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import count
@@ -20,6 +20,9 @@ from uuid import UUID
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    ArtifactFilterType,
     FlowRunFilter,
     FlowRunFilterIdempotencyKey,
     FlowRunFilterParentFlowRunId,
@@ -30,6 +33,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling
 from prefect.utilities.urls import url_for
 
+from flows.shown import HowFar
 from tasks.errors import ConfigError, StepError
 
 logger = logging.getLogger(__name__)
@@ -51,8 +55,14 @@ class Children:
     attempt_began: datetime
     stopped: threading.Event = field(default_factory=threading.Event)
 
-    def run(self, step: str, label: str, fingerprint: str, parameters: dict[str, Any]) -> None:  # Any: JSON values
+    def run(
+        self, step: str, label: str, fingerprint: str, parameters: dict[str, Any], *,
+        told: Callable[[HowFar], None],
+    ) -> None:  # Any: JSON values  # fmt: skip
         """Run a step on the pool it is deployed to, and wait for it; or wait for the child that is at it already.
+
+        Args:
+            told: Called every few seconds with what the child's bar says.
 
         Raises:
             ConfigError: The step is not deployed.
@@ -74,7 +84,7 @@ class Children:
             except ObjectNotFound as error:
                 raise ConfigError(_not_deployed([step])) from error
             logger.info("%s: runs as %s", label, where(child))
-            state = self._outcome(client, child)
+            state = self._outcome(client, child, told)
         if not state.is_completed():
             said = (state.message or "it says nothing").strip()
             raise StepError(f"{label}: {state.name} on another worker: {said}\nIts log: {where(child)}")
@@ -87,7 +97,7 @@ class Children:
                 return key
         raise AssertionError("counting does not end")
 
-    def _outcome(self, client: SyncPrefectClient, child: FlowRun) -> State:
+    def _outcome(self, client: SyncPrefectClient, child: FlowRun, told: Callable[[HowFar], None]) -> State:
         answered_at = time.monotonic()
         while True:
             try:
@@ -95,6 +105,8 @@ class Children:
                 answered_at = time.monotonic()
                 if state is not None and state.is_final():
                     return state
+                if how_far := _how_far(client, child):
+                    told(how_far)
             except httpx.TransportError as error:
                 # The child goes on without the server; so does the wait.
                 if time.monotonic() - answered_at > PATIENCE_SECONDS:
@@ -149,6 +161,16 @@ def cancel_children(parent: UUID) -> list[UUID]:
 def where(run: FlowRun) -> str:
     """The page of a run in the Prefect UI; its name and id where the UI's address is not known."""
     return url_for("flow-run", obj_id=run.id) or f"flow run {run.name} ({run.id})"
+
+
+def _how_far(client: SyncPrefectClient, child: FlowRun) -> HowFar | None:
+    """What the bar of a child says; None before it has one."""
+    bars = client.read_artifacts(
+        artifact_filter=ArtifactFilter(
+            flow_run_id=ArtifactFilterFlowRunId(any_=[child.id]), type=ArtifactFilterType(any_=["progress"])
+        )
+    )
+    return HowFar.from_words(bars[0].description or "") if bars else None
 
 
 def _with_key(client: SyncPrefectClient, key: str) -> Iterator[FlowRun]:

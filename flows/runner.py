@@ -14,6 +14,7 @@ from prefect.futures import PrefectFuture, as_completed
 from prefect.results import ResultStorage
 
 from flows.children import Children
+from flows.shown import HowFar
 from tasks.config import Section
 from tasks.digest import digest_of
 from tasks.errors import SsrError, StepError
@@ -131,9 +132,14 @@ def elsewhere(children: Children, *, threads: int | None, store_access: str) -> 
             "inputs": inputs, "identity": identity, "force": force, "threads": threads, "store_access": store_access,
         }  # fmt: skip
         began = time.time()
+
+        def told(how_far: HowFar) -> None:
+            for listener in listeners():
+                listener.progress(label, *how_far)
+
         for listener in listeners():
             listener.started(label)
-        children.run(step, label, fingerprint, parameters)
+        children.run(step, label, fingerprint, parameters, told=told)
         made = planned.reusable(opened)
         if made is None:
             raise StepError(

@@ -12,6 +12,7 @@ import re
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 from urllib.parse import quote
 from uuid import UUID
 
@@ -31,6 +32,30 @@ logger = logging.getLogger(__name__)
 _AWAY_SECONDS = 30.0  # between tries while the server cannot be reached
 _REQUEST_SECONDS = 10.0
 _LAST_WORDS_SECONDS = 10.0  # that the end of a run may wait for a slow server
+
+
+class HowFar(NamedTuple):
+    """What a bar says. A run whose step is on another worker knows no more of it than these words, and reads them."""
+
+    done: int
+    total: int
+    detail: str
+
+    def in_words(self) -> str:
+        """Such as `25 %, loss 0.500, 2 of 8`; with a total of 0, which is not known yet, `2, loss 0.500`."""
+        done, total, detail = self
+        # The most telling first: a card in the UI shows some thirty characters, and no bar.
+        said = [f"{100 * done / total:.0f} %", detail, f"{done:,} of {total:,}"] if total else [f"{done:,}", detail]
+        return ", ".join(filter(None, said))
+
+    @classmethod
+    def from_words(cls, text: str) -> HowFar | None:
+        """None where the text does not say: the step has only begun, or it is done."""
+        found = re.fullmatch(r"\d+ %, (?:(.*), )?([\d,]+) of ([\d,]+)", text)
+        if found is None:
+            return None
+        done, total = (int(number.replace(",", "")) for number in found.group(2, 3))
+        return cls(done, total, found.group(1) or "")
 
 
 @dataclass
@@ -91,12 +116,10 @@ class ArtifactListener:
             self._bars[label] = bar
 
     def progress(self, label: str, done: int, total: int, detail: str) -> None:
-        # The most telling first: a card in the UI shows some thirty characters, and no bar.
-        how_far = [f"{100 * done / total:.0f} %", detail, f"{done:,} of {total:,}"] if total else [f"{done:,}", detail]
         with self._lock:
             if bar := self._bars.get(label):
                 bar.percent = min(100.0, 100 * done / total) if total else 0.0
-                bar.text, bar.changed = ", ".join(filter(None, how_far)), True
+                bar.text, bar.changed = HowFar(done, total, detail).in_words(), True
 
     def finished(self, label: str, counts: dict[str, int], seconds: float) -> None:
         with self._lock:

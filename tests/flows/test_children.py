@@ -9,10 +9,12 @@ from uuid import UUID, uuid4
 import pytest
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import ArtifactCreate
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Completed, Crashed, Failed, Running, Scheduled, State
 
 from flows.children import Children, cancel_children, require_deployed
+from flows.shown import HowFar
 from tasks.errors import ConfigError
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
@@ -70,6 +72,20 @@ def test_one_that_failed_in_this_very_try_is_not_started_again(client: SyncPrefe
     assert Children(uuid4(), LONG_AGO)._key(client, base) == f"{base}:1"
     child(client, deployment, f"{base}:1", Failed())
     assert Children(uuid4(), LONG_AGO)._key(client, base) == f"{base}:1"
+
+
+def test_the_parent_is_told_what_the_bar_of_its_child_says(client: SyncPrefectClient, deployment: UUID) -> None:
+    parent, told = uuid4(), []
+    running = child(client, deployment, f"{parent}:generate:{'ab' * 8}:1", Running())
+    bar = {"type": "progress", "key": "generate", "flow_run_id": running.id}
+    client.create_artifact(ArtifactCreate(**bar, data=25.0, description="25 %, 310 rows/s, 2,500 of 10,000"))
+
+    def stop_when_told(how_far: HowFar) -> None:
+        told.append(how_far)
+        client.set_flow_run_state(running.id, Completed(), force=True)
+
+    Children(parent, LONG_AGO).run("generate", "generate", "ab" * 32, {}, told=stop_when_told)
+    assert told == [HowFar(2_500, 10_000, "310 rows/s")]
 
 
 def test_cancelling_reaches_the_children_that_have_not_ended(client: SyncPrefectClient, deployment: UUID) -> None:

@@ -22,7 +22,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import shown
-from flows.shown import ArtifactListener, artifact_key, counts_in_words, show_counts, show_links, show_report
+from flows.shown import ArtifactListener, HowFar, artifact_key, counts_in_words, show_counts, show_links, show_report
 from tasks.config import RunConfig
 from tasks.digest import digest_of
 from tasks.progress import listening
@@ -59,6 +59,16 @@ def run_as_tasks(store: Store, planned: list[Planned]) -> None:
 
     for future in [make.submit(place) for place in range(len(planned))]:
         future.result()
+
+
+@pytest.mark.parametrize("how_far", [HowFar(2, 8, "loss 0.500, lr 1e-4"), HowFar(1_200, 10_000, ""), HowFar(9, 8, "x")])
+def test_what_a_bar_says_can_be_read_back(how_far):
+    assert HowFar.from_words(how_far.in_words()) == how_far
+
+
+@pytest.mark.parametrize("text", ["started", HowFar(3, 0, "rows").in_words(), "done in 2 s: 8 rows in", ""])
+def test_a_bar_that_does_not_say_how_far_is_not_read(text):
+    assert HowFar.from_words(text) is None
 
 
 @pytest.mark.slow

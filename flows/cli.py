@@ -328,8 +328,8 @@ def deploy(
     as_json: JsonOption = False,
 ) -> None:
     """Put pools, deployments, schedules and the rest on the Prefect server, or bring them up to date."""
-    from flows.deploy import Target
     from flows.deploy import deploy as deploy_to
+    from flows.target import Target
 
     target = Target(infra, store, store_access, image, gpu_image, recipe, gpu_limit, run_limit, dead_after_seconds)
     changes = deploy_to(target, check_store=check_store)

@@ -19,7 +19,9 @@ from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
 from prefect.utilities.templating import find_placeholders
 
 from flows.access import S3Access, use_access
-from flows.deploy import QUEUES, Infra, Target, dead_worker_automation, deploy, fill_in, job_template
+from flows.deploy import deploy
+from flows.pools import QUEUES, dead_worker_automation, job_template
+from flows.target import Infra, Target, fill_in
 from tasks.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -113,7 +115,7 @@ def test_nothing_of_this_machine_stands_in_the_file():
 
 @pytest.mark.parametrize("infra", get_args(Infra))
 def test_a_filled_in_file_holds_no_template_and_no_empty_value(infra, monkeypatch):
-    monkeypatch.setattr("flows.deploy._commit", lambda: "0123456789ab")
+    monkeypatch.setattr("flows.target._commit", lambda: "0123456789ab")
     content = fill_in(Target(infra=infra, store="s3://bucket/prefix", store_access="team"))
     assert find_placeholders(content) == set()
     assert [path for path, value in leaves(content["deployments"]) if value in ("", None)] == []
@@ -151,7 +153,7 @@ def test_a_folder_is_given_to_workers_in_full(tmp_path, monkeypatch):
 
 
 def test_images_without_a_tag_get_the_commit(monkeypatch):
-    monkeypatch.setattr("flows.deploy._commit", lambda: "0123456789ab")
+    monkeypatch.setattr("flows.target._commit", lambda: "0123456789ab")
     deployments = fill_in(Target(infra="docker", store="s3://b/p", image="registry:5000/flow"))["deployments"]
     images = {entry["work_pool"]["job_variables"]["image"] for entry in deployments}
     assert images == {"registry:5000/flow:0123456789ab", "ssr-gpu-worker:0123456789ab-cuda"}

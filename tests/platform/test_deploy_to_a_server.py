@@ -17,7 +17,9 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from services import ROOT, Server, postgres, prefect_server, wait_for
 
 from flows.access import use_access
-from flows.deploy import AUTOMATION, Change, Target, deploy, fill_in
+from flows.deploy import deploy
+from flows.pools import AUTOMATION
+from flows.target import Change, Target, fill_in
 from tasks.errors import ConfigError
 
 SECRET = "a-secret-that-must-not-leak"

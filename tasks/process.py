@@ -108,7 +108,9 @@ def one_process_per_gpu() -> list[str]:
     n_gpus = count_gpus()
     if n_gpus <= 1:
         return one_process()
-    return [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(n_gpus)]
+    # Any free port: two arms may train side by side on a machine, on GPUs of their own.
+    ports = ["--main_process_port", "0"]
+    return [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(n_gpus), *ports]
 
 
 def count_gpus() -> int:

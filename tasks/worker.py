@@ -7,8 +7,10 @@ import importlib
 import json
 import logging
 import os
+import select
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +55,24 @@ def _is_first_rank() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _end_with(parent: int) -> None:
-    """Have the kernel end this process when its parent dies: a killed flow must not leave a GPU in use."""
+def _end_with(flow: int) -> None:
+    """End this process when the flow dies: a killed flow must not leave a GPU in use."""
     if sys.platform != "linux":
         return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    launched_by_accelerate = "LOCAL_RANK" in os.environ
-    if os.getppid() != parent and not launched_by_accelerate:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)  # by the kernel, when the parent dies
+    if os.getppid() == flow:
+        return
+    # One of several: between the flow and this process stands a launcher, which outlives a killed flow.
+    try:
+        alive = os.pidfd_open(flow)
+    except ProcessLookupError:
         sys.exit("the flow that started this step is gone")
+    threading.Thread(target=_end_after, args=(alive,), name="flow", daemon=True).start()
+
+
+def _end_after(alive: int) -> None:
+    select.select([alive], [], [])  # readable once the process has ended
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -60,15 +60,14 @@ def build_trainer(
                 (work / name / COMPLETE).touch()
                 saved(name)
 
-    n_devices = int(os.environ.get("WORLD_SIZE", "1"))
-    micro = min(config.micro_batch_size, config.batch_size)
+    rows_a_pass, n_passes = split_batch(config, n_devices=int(os.environ.get("WORLD_SIZE", "1")))
     n_steps = max(1, int(len(dataset) * config.epochs / config.batch_size))
     log_every = max(1, n_steps // 50)
     on_gpu = best_device() == "cuda"
     arguments = SFTConfig(
         output_dir=str(work / CHECKPOINTS),
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=max(1, config.batch_size // (micro * n_devices)),
+        per_device_train_batch_size=rows_a_pass,
+        gradient_accumulation_steps=n_passes,
         num_train_epochs=config.epochs,
         learning_rate=config.learning_rate,
         lr_scheduler_type=config.scheduler,
@@ -103,6 +102,22 @@ def build_trainer(
         peft_config=None if start else _lora(config),
         callbacks=[Tell()],
     )
+
+
+def split_batch(config: TrainConfig, *, n_devices: int) -> tuple[int, int]:
+    """Rows a forward pass on each device, and passes an optimiser step: on all devices together exactly a batch.
+
+    Raises:
+        DataError: The devices cannot share a batch evenly.
+    """
+    rows, left = divmod(config.batch_size, n_devices)
+    if left:
+        raise DataError(
+            f"train.batch_size={config.batch_size}: {n_devices} devices cannot share it evenly. Set a multiple of "
+            f"{n_devices}, or give fewer devices with CUDA_VISIBLE_DEVICES."
+        )
+    rows_a_pass = max(n for n in range(1, min(config.micro_batch_size, rows) + 1) if rows % n == 0)
+    return rows_a_pass, rows // rows_a_pass
 
 
 def _trainable(model: PreTrainedModel, start: Path, config: TrainConfig) -> PeftModel:

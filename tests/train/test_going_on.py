@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import toy
+import toy_targets
 from safetensors.numpy import load_file
 
 from tasks import schema
 from tasks.config import ModelConfig, TrainConfig
-from tasks.digest import digest_of
 from tasks.errors import DataError
-from tasks.step import Planned, as_input
-from tasks.store import Manifest, Ref, Store, describe_files, open_store
+from tasks.step import as_input
+from tasks.store import Ref, Store, open_store
 from tasks.train import train
 
 pytestmark = pytest.mark.slow
@@ -30,27 +30,11 @@ def store(tmp_path: Path) -> Store:
     return open_store(str(tmp_path / "store"))
 
 
-def targets(store: Store, names: str) -> Planned:
-    rows = [
-        {
-            "example_id": name, "messages": [{"role": "user", "content": f"Q {name}?"}], "target": f"answer {name}",
-            "target_type": "gold", "reason": "toy", "base_nll": None,
-        }
-        for name in names
-    ]  # fmt: skip
-    ref = Ref(step="select", fingerprint=digest_of(["targets", names]))
-    with store.staging(**ref) as out:
-        with schema.TableWriter(out / "targets.parquet", schema.TARGETS) as writer:
-            writer.write(rows)
-        store.publish(out, Manifest(**ref, identity={}, inputs={}, files=describe_files(out)))
-    return toy.as_input(ref)
-
-
 def trained(store: Store, model: Path, names: str, start: Ref | None = None, **config: Any) -> Ref:
     going_on = {"start": as_input(start)} if start else {}
     planned = TRAIN.plan(
-        model=ModelConfig(base=str(model)), config=TrainConfig(**CONFIG | config), targets=targets(store, names),
-        **going_on,
+        model=ModelConfig(base=str(model)), config=TrainConfig(**CONFIG | config),
+        targets=toy_targets.put(store, names), **going_on,
     )  # fmt: skip
     return planned.execute(store)
 

@@ -13,13 +13,15 @@ from prefect.utilities.schema_tools.validation import ValidationError as Refused
 from prefect.utilities.schema_tools.validation import validate
 from pydantic import BaseModel, ValidationError
 
-from flows.form import Benchmark, RunForm, StepName
+from flows.form import RunForm, StepName
+from flows.form_arms import Benchmark
 from flows.recipes import RECIPES, shipped
 from tasks.config import load_recipe
 from tasks.step import STEPS
 
 OWN_DATA = {"recipe": "small-24gb", "data": {"path": "rows.jsonl"}}
 LLM_JUDGE = {"recipe": "demo-vllm"}
+PROMOTING = {"recipe": "nightly"}
 
 
 def form(*parts: dict[str, Any]) -> RunForm:
@@ -84,6 +86,10 @@ CHANGED: dict[str, tuple[Any, dict[str, Any]]] = {
     "evaluate.benchmarks": (["mmlu"], {}),
     "evaluate.limit": (50, {}),
     "evaluate.max_task_rows": (60, {}),
+    "promotion.arm": ("sft-5e-4", {}),
+    "promotion.benchmark_margin": (0.05, PROMOTING),
+    "promotion.task_margin": (0.05, PROMOTING),
+    "promotion.train_on": ("new", PROMOTING),
     "execution": ("deployments", {}),
     "overrides": (["train.lora_rank=32"], {}),
 }
@@ -110,10 +116,6 @@ def test_a_field_of_the_form_changes_the_recipe(path):
 def test_a_form_is_its_override_lines():
     filled = form(OWN_DATA, {"model": {"base": "é😀"}, "train": {"epochs": 3}, "overrides": ["train.lora_rank=8"]})
     assert load_recipe(RECIPES / "small-24gb.yaml", filled.override_lines()) == filled.to_recipe()
-
-
-def test_a_line_counts_more_than_a_field():
-    assert form({"train": {"epochs": 3}, "overrides": ["train.epochs=4"]}).to_recipe().train.epochs == 4
 
 
 def test_data_of_ones_own_take_the_place_of_all_sources():
@@ -165,6 +167,19 @@ def test_epochs_hold_for_arms_that_have_their_own():
     assert [arm.train_config(recipe.train).epochs for arm in recipe.arms] == [3] * 4
 
 
+def test_a_margin_alone_keeps_what_the_recipe_says_of_promotion():
+    promotion = form(PROMOTING, {"promotion": {"task_margin": 0.05}}).to_recipe().promotion
+    assert promotion is not None
+    assert (promotion.arm, promotion.benchmark_margin, promotion.task_margin) == ("ssr", 0.1, 0.05)
+
+
+def test_an_arm_that_the_form_makes_can_be_promoted():
+    filled = form({"train": {"policies": ["s3ft"], "learning_rates": [1e-4]}, "promotion": {"arm": "s3ft-1e-4"}})
+    recipe = filled.to_recipe()
+    assert recipe.promotion is not None
+    assert [arm.name for arm in recipe.arms] == [recipe.promotion.arm]
+
+
 def test_rules_alone_can_accept_where_the_recipe_left_all_to_its_judge():
     assert not form(LLM_JUDGE).to_recipe().judge.contains_gold
     judge = form(LLM_JUDGE, {"judge": {"rules_only": True}}).to_recipe().judge
@@ -194,6 +209,17 @@ def test_a_judge_model_keeps_the_rubric_of_the_recipe():
         ({"judge": {"threshold": 0.7}}, "Judge: Threshold is for a judge model"),
         ({"judge": {"rules_only": True, "model": "x"}}, "Judge: with rules alone there is no judge model"),
         ({"train": {"policies": ["min_nll"]}}, "recipe demo: arm min_nll-5e-4: policy min_nll chooses among several"),
+        (
+            {"promotion": {"task_margin": 0.05}},
+            "Promotion: Largest loss on the task is for runs that promote an adapter, and recipe demo promotes none.",
+        ),
+        ({"promotion": {"train_on": "new"}}, "Promotion: Rows to train on is for runs that promote an adapter"),
+        ({"promotion": {"arm": "srs"}}, "recipe demo: promotion.arm='srs': no such arm. There are: sft-5e-4, ssr-5e-4"),
+        ({"promotion": {"arm": "ssr-5e-4", "train_on": "new"}}, "recipe demo: promotion.train_on=new: every arm would"),
+        (
+            {"promotion": {"arm": "ssr-5e-4"}, "overrides": ["evaluate.benchmarks=[]"]},
+            "recipe demo: promotion: without evaluate.benchmarks",
+        ),
         ({"force": ["measure"]}, "Run again: this run has no step measure. It has: ingest, evaluate"),
         ({"overrides": ["train.epoch=3"]}, "recipe demo: unknown key 'train.epoch': did you mean 'epochs'?"),
         ({"overrides": ["train.epochs=many"]}, "recipe demo: train.epochs: Input should be a valid number"),
@@ -204,6 +230,52 @@ def test_what_does_not_fit_is_refused_in_the_words_of_the_form(filled, message):
     found = problem(filled)
     assert found.startswith(message)
     assert str(RECIPES) not in found
+
+
+# Lines that leave a field without effect: the field, what is filled in, the line.
+OUTWEIGHED: list[tuple[str, dict[str, Any], str]] = [
+    ("Training: Epochs", {"train": {"epochs": 3}}, "train.epochs=4"),
+    ("Training: Epochs", {"train": {"epochs": 3}}, 'train={"lora_rank": 8}'),
+    ("Training: Epochs", {"train": {"epochs": 3}}, 'arms=[{"name": "a", "policy": "ssr", "epochs": 1}]'),
+    ("Training: Epochs", {"train": {"epochs": 1}}, "train.epochs=4"),  # as the recipe has it, and yet not what is run
+    ("Training: Longest row", {"train": {"max_length": 512}}, "train={epochs: 1}"),
+    ("Training: Arms", {"train": {"policies": ["ssr"]}}, 'arms=[{"name": "a", "policy": "gold"}]'),
+    ("Data: Rows", {"data": {"limit": 9}}, "data={lab_rows: 100, sources: [{name: lab, reader: lab, task: open}]}"),
+    ("Data: Answer column", {**OWN_DATA, "data": {"path": "a", "answer": "b"}}, "data.sources.0.fields.answer=c"),
+    ("Model: Engine", {"model": {"engine": "vllm"}}, "engine.kind=transformers"),
+    ("Model: Engine", {"model": {"engine": "transformers"}}, "engine=vllm"),
+    ("Model: Base model", {"model": {"base": "org/model"}}, "model={base: lab}"),
+    ("Judge: Threshold", {**LLM_JUDGE, "judge": {"threshold": 0.7}}, "judge.llm.threshold=0.8"),
+    ("Evaluation: Benchmarks", {"evaluate": {"benchmarks": ["mmlu"]}}, "evaluate.benchmarks=[lab]"),
+    ("Promotion: Largest loss on the task", {**PROMOTING, "promotion": {"task_margin": 0.05}}, "promotion=null"),
+    ("Name", {"name": "mine"}, "name=other"),
+    ("Where steps run", {"execution": "deployments"}, "execution.steps=inline"),
+]
+
+
+@pytest.mark.parametrize(("field", "filled", "line"), OUTWEIGHED)
+def test_a_line_that_leaves_a_field_without_effect_is_refused(field, filled, line):
+    said = problem(filled, {"overrides": ["report.n_examples=1", line, "generate.temperature=0.5"]})
+    assert said == f"{field} has no effect: the line {line} under More changes outweighs it. Leave out one of the two."
+
+
+@pytest.mark.parametrize(
+    ("filled", "line"),
+    [
+        ({"train": {"epochs": 3}}, 'arms=[{"name": "a", "policy": "ssr"}]'),
+        ({"train": {"epochs": 1}}, 'arms=[{"name": "a", "policy": "ssr"}]'),
+        ({"train": {"epochs": 3}}, "arms.0.epochs=5"),
+        ({"train": {"policies": ["ssr"]}}, "arms.0.learning_rate=0.0003"),
+        ({"data": {"limit": 9}}, "data.sources.0.task=open"),
+        ({"model": {"engine": "vllm"}}, "engine.max_context=4096"),
+        ({"recipe": "small-24gb", "model": {"engine": "vllm"}}, "engine.max_context=8192"),
+        ({"model": {"max_new_tokens": 9}}, "evaluate={benchmarks: [lab]}"),
+        ({"execution": "inline"}, "execution.workers=1"),
+        ({**PROMOTING, "promotion": {"task_margin": 0.05}}, "promotion.confidence=0.9"),
+    ],
+)
+def test_a_line_beside_a_field_leaves_it_its_effect(filled, line):
+    assert form(filled, {"overrides": [line]}).to_recipe() != form(filled).to_recipe()
 
 
 def test_steps_of_the_run_can_be_forced():
@@ -247,7 +319,7 @@ def described(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def test_every_field_has_a_title_a_description_and_its_place(schema):
     found = dict(described(schema))
-    assert len(found) == len(list(fields())) + 5  # the sections
+    assert len(found) == len(list(fields())) + 6  # the sections
     for name, field in found.items():
         assert {"title", "description", "position"} <= set(field), name
         assert field["description"].endswith("."), name
@@ -264,7 +336,7 @@ def test_choices_are_selects(schema):
     found = dict(described(schema))
     assert found["RunForm.recipe"]["enum"] == list(shipped())
     assert found["RunForm.recipe"]["default"] == "demo"
-    for name in ("RunForm.execution", "ModelPart.engine", "DataPart.reader", "DataPart.task"):
+    for name in ("RunForm.execution", "ModelPart.engine", "DataPart.reader", "DataPart.task", "PromotionPart.train_on"):
         assert found[name]["default"] in found[name]["enum"]
     for name in ("RunForm.force", "TrainPart.policies", "EvaluatePart.benchmarks"):
         assert found[name]["items"]["enum"]
@@ -277,6 +349,7 @@ def sent(schema: dict[str, Any], **filled: Any) -> None:
 def test_the_server_takes_a_form_that_is_empty_or_whose_fields_are(schema):
     sent(schema)
     sent(schema, name=None, data={"path": None, "limit": None}, judge={"threshold": None}, train={"epochs": None})
+    sent(schema, promotion={"arm": None, "benchmark_margin": None, "task_margin": None})
 
 
 @pytest.mark.parametrize(
@@ -292,6 +365,8 @@ def test_the_server_takes_a_form_that_is_empty_or_whose_fields_are(schema):
         ({"train": {"policies": ["best"]}}, "run.train.policies[0]"),
         ({"train": {"policies": ["ssr", "ssr"]}}, "run.train.policies"),
         ({"evaluate": {"benchmarks": ["other"]}}, "run.evaluate.benchmarks[0]"),
+        ({"promotion": {"benchmark_margin": 1}}, "run.promotion.benchmark_margin"),
+        ({"promotion": {"train_on": "some"}}, "run.promotion.train_on"),
         ({"force": ["trian"]}, "run.force[0]"),
         ({"overrides": ["train.epochs 3"]}, "run.overrides[0]"),
         ({"model": {"engine": "llama"}}, "run.model.engine"),

@@ -1,0 +1,92 @@
+"""Where examples come from: sources, their columns and tasks, and which rows are held out."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from tasks.config.section import RUNTIME, Section
+
+Task = Literal["grounded_qa", "open", "number", "multiple_choice"]
+Reader = Literal["auto", "rows", "squad2", "md2d", "nq", "musique", "gsm8k", "lab"]
+
+
+class FieldsConfig(Section):
+    """Which column of a table holds what. Dots reach into nested columns."""
+
+    question: str = Field(default="question", description="Column with the question or instruction")
+    answer: str = Field(default="answer", description="Column with the gold answer: a text, or a list of them")
+    document: str | None = Field(default=None, description="Column with the document the answer stands in")
+    messages: str | None = Field(default=None, description="Column with a chat; replaces question and document")
+    incorrect: str | None = Field(default=None, description="Column with answers known to be wrong")
+    answerable: str | None = Field(default=None, description="Column that is false where the document has no answer")
+    group: str | None = Field(default=None, description="Column that names what a row belongs to, such as its document")
+
+
+class UnanswerableConfig(Section):
+    """Make unanswerable questions for a dataset without any: a question beside a document without its answer."""
+
+    share: float = Field(default=0.4, gt=0, lt=1, description="Share of unanswerable rows after building")
+    seed: int = Field(default=0, description="Seed of the draw")
+
+
+class SourceConfig(Section):
+    """One place that examples come from."""
+
+    name: str = Field(default="data", pattern=r"^[a-z0-9][a-z0-9_-]*$", description="Short name, shown in the report")
+    path: str | None = Field(
+        default=None, description="File, folder, glob or s3:// of JSONL, JSON, CSV or Parquet",
+        json_schema_extra=RUNTIME,  # the content's digest stands for it, wherever it lies
+    )  # fmt: skip
+    hub: str | None = Field(default=None, description="Dataset id on the Hugging Face Hub")
+    hub_config: str | None = Field(default=None, description="Configuration of the Hub dataset")
+    hub_split: str = Field(default="train", description="Split of the Hub dataset")
+    revision: str | None = Field(default=None, description="Hub revision; a commit id pins it")
+    reader: Reader = Field(default="auto", description="Format of the rows; auto: a plain table")
+    documents: str | None = Field(
+        default=None, description="MultiDoc2Dial: the documents file", json_schema_extra=RUNTIME
+    )
+    fields: FieldsConfig = Field(default=FieldsConfig(), title="Columns", description="Which column holds what")
+    task: Task = Field(default="open", description="What a row asks for; decides prompt, rules and metrics")
+    split: Literal["auto", "train", "test"] = Field(
+        default="auto", description="auto: by content hash, `test_share` of the rows are held out"
+    )
+    domain: Literal["in", "out"] = Field(default="in", description="out: a test of transfer, never trained on")
+    prompt: str | None = Field(default=None, description="Prompt template: a shipped name or a file; default by task")
+    limit: int | None = Field(default=None, gt=0, description="Keep so many rows, chosen by content hash")
+    unanswerable: UnanswerableConfig | None = Field(default=None, description="Build unanswerable questions")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> SourceConfig:
+        if self.reader == "lab":
+            return self
+        if (self.path is None) == (self.hub is None):
+            raise ValueError("give either `path` or `hub`")
+        if self.domain == "out" and self.split == "train":
+            raise ValueError("an out-of-domain source is for testing: split must be test")
+        return self
+
+
+class DataConfig(Section):
+    """Where examples come from and which of them train."""
+
+    sources: tuple[SourceConfig, ...] = Field(
+        default=(SourceConfig(name="lab", reader="lab", task="grounded_qa"),), min_length=1, description="Datasets"
+    )
+    test_share: float = Field(default=0.2, gt=0, lt=1, description="Share held out where `split` is auto")
+    refusal: str = Field(
+        default="I cannot find this in the document.", description="Gold answer of an unanswerable question"
+    )
+    max_prompt_chars: int = Field(default=24_000, gt=0, description="Longer prompts are dropped and counted")
+    lab_rows: int = Field(default=1600, gt=0, description="Lab only: training rows to draw")
+    seed: int = Field(default=0, description="Lab only: seed of the draw")
+
+    @model_validator(mode="after")
+    def _lab_only(self) -> DataConfig:
+        if any(source.reader == "lab" for source in self.sources):
+            return self
+        for name in ("lab_rows", "seed"):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} has no effect without a source whose reader is lab. Remove it.")
+        return self

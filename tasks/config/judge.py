@@ -1,0 +1,136 @@
+"""Which answers are acceptable: the rules, the panel of language models and its audit, what a refusal looks like."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from tasks.config.model import EngineConfig, ModelConfig
+from tasks.config.section import RUNTIME, Section
+
+
+class JudgeModelConfig(Section):
+    """One judge of the panel."""
+
+    model: ModelConfig = Field(
+        title="Judge model", description="Judges. On a server elsewhere, `base` may be a name that only it knows"
+    )
+    engine: EngineConfig | None = Field(default=None, description="What runs it; null: the recipe's engine")
+
+
+class AuditConfig(Section):
+    """Probes of known truth that the LLM judges along with the answers: what its `accept` is worth."""
+
+    n_probes: int = Field(default=200, ge=0, description="Probes, half of them acceptable; 0: no audit")
+    min_precision: float | None = Field(
+        default=None, gt=0, le=1, description="Least share of right ones among the accepted probes; null: only shown"
+    )
+    below: Literal["stop", "gold"] = Field(
+        default="stop",
+        description="Below min_precision. stop: the step fails; gold: train on gold where the LLM accepts",
+    )
+    seed: int = Field(default=0, description="Seed of the draw")
+
+    @model_validator(mode="after")
+    def _only_what_is_read(self) -> AuditConfig:
+        unread = ["min_precision", "below", "seed"] if self.n_probes == 0 else []
+        if self.min_precision is None:
+            unread.append("below")
+        for name in unread:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                why = "with n_probes 0" if self.n_probes == 0 else "without min_precision"
+                raise ValueError(f"{name} has no effect {why}. Remove it.")
+        return self
+
+
+class LlmJudgeConfig(Section):
+    """The language models that judge what no rule decides."""
+
+    judges: tuple[JudgeModelConfig, ...] = Field(min_length=1, description="The panel: one judge or several")
+    rubric: str | None = Field(default=None, description="Rubric: a shipped name or a file; null: by task")
+    verdict_by: Literal["choice", "text"] = Field(
+        default="choice", description="choice: one of two words, with its probability; text: read from free text"
+    )
+    reasoning: bool = Field(default=False, description="Let a judge reason before its verdict")
+    max_reasoning_tokens: int = Field(default=512, gt=0, description="Longest reasoning")
+    repeats: int = Field(default=1, gt=0, description="Times each judge is asked; more than one needs a temperature")
+    temperature: float = Field(default=0.0, ge=0, description="Of the reasoning, or of a verdict in free text")
+    combine: Literal["mean", "majority"] = Field(
+        default="mean", description="Several opinions: the mean of their probabilities, or the majority of verdicts"
+    )
+    threshold: float = Field(default=0.5, gt=0, le=1, description="Accept from this probability of accept on")
+    seed: int = Field(default=0, description="Seed of sampling")
+    max_unjudged_share: float = Field(
+        default=0.05, ge=0, le=1, description="The step fails when the LLM leaves more than this of its rows undecided",
+        json_schema_extra=RUNTIME,
+    )  # fmt: skip
+    audit: AuditConfig = Field(default=AuditConfig(), title="Audit", description="What the verdicts are worth")
+
+    @property
+    def n_opinions(self) -> int:
+        """Verdicts on each answer."""
+        return len(self.judges) * self.repeats
+
+    @model_validator(mode="after")
+    def _only_what_is_read(self) -> LlmJudgeConfig:
+        for name, why in self._unread().items():
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} has no effect {why}. Remove it.")
+        if any(judge in self.judges[:i] for i, judge in enumerate(self.judges)):
+            raise ValueError("two judges are the same and would say the same. For several samples, set repeats.")
+        return self
+
+    def _unread(self) -> dict[str, str]:
+        """Fields that nothing reads, with the reason."""
+        unread: dict[str, str] = {}
+        if not self.reasoning:
+            unread["max_reasoning_tokens"] = "without reasoning"
+        if self.n_opinions == 1:
+            unread["combine"] = "with one opinion"
+        if self.verdict_by == "text" and (self.n_opinions == 1 or self.combine == "majority"):
+            unread["threshold"] = "where verdicts are read from text"
+        if self.temperature == 0:
+            unread["repeats"] = "with temperature 0: each would say the same"
+            unread["seed"] = "with temperature 0"
+        if self.verdict_by == "choice" and not self.reasoning:
+            unread["temperature"] = "where probabilities are read and nothing is sampled"
+        return unread
+
+
+class JudgeConfig(Section):
+    """Which of the base model's answers count as acceptable: rules first, then language models."""
+
+    contains_gold: bool = Field(
+        default=True, description="Accept an answer that contains a gold answer, word for word, and no known wrong one"
+    )
+    max_extra_words: int = Field(default=40, ge=0, description="Longest answer, in words beyond the gold, that may")
+    min_token_recall: float | None = Field(
+        default=None, gt=0, le=1, description="Accept at this token recall of a gold answer; null: leave undecided"
+    )
+    undecided: Literal["unjudged", "reject"] = Field(
+        default="unjudged", description="What becomes of an answer that no rule decides, without an LLM"
+    )
+    llm: LlmJudgeConfig | None = Field(
+        default=None, title="LLM", description="Judges what no rule decides; null: rules alone"
+    )
+
+    @model_validator(mode="after")
+    def _one_decides(self) -> JudgeConfig:
+        if self.llm is not None and self.undecided != "unjudged":
+            raise ValueError("undecided has no effect with llm, which decides what no rule does. Remove it.")
+        return self
+
+
+class AbstentionConfig(Section):
+    """What a refusal looks like, to the judge and to the metrics alike."""
+
+    phrases: tuple[str, ...] = Field(
+        default=(
+            "cannot find", "can't find", "could not find", "does not say", "doesn't say", "not stated", "not mentioned",
+            "does not mention", "doesn't mention", "does not contain", "doesn't contain", "does not provide",
+            "doesn't provide", "unanswerable", "cannot answer", "can't answer", "not enough information",
+            "no information", "i don't know", "i do not know", "cannot be determined", "is not in the",
+        ),
+        min_length=1, description="Phrases that mark an answer as a refusal",
+    )  # fmt: skip

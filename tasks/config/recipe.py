@@ -1,0 +1,122 @@
+"""A whole recipe: its sections, and what must fit between them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from tasks.config.data import DataConfig
+from tasks.config.evaluate import EvaluateConfig, PromotionConfig, ReportConfig
+from tasks.config.generate import GenerateConfig, RewriteConfig
+from tasks.config.judge import AbstentionConfig, JudgeConfig
+from tasks.config.model import EngineConfig, ModelConfig
+from tasks.config.section import RUNTIME, Section
+from tasks.config.train import ArmConfig, TrainConfig
+from tasks.text import abstains
+
+
+class ExecutionConfig(Section):
+    """Where and how wide the steps run."""
+
+    workers: int = Field(
+        default=1, gt=0, description="Steps that may run at once; on one GPU, one", json_schema_extra=RUNTIME
+    )
+    threads: int | None = Field(
+        default=None, gt=0, description="CPU threads a step; null: all", json_schema_extra=RUNTIME
+    )
+    steps: Literal["inline", "deployments"] = Field(
+        default="inline",
+        description="inline: all on the machine of the run; deployments: each step on the work pool it is deployed to",
+        json_schema_extra=RUNTIME,
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _steps_alone(cls, value: Any) -> Any:  # Any: YAML values, checked after this
+        return {"steps": value} if isinstance(value, str) else value
+
+
+class RunConfig(Section):
+    """A whole run: one recipe file."""
+
+    name: str = Field(default="run", pattern=r"^[a-z0-9][a-z0-9_-]*$", description="Name of the run")
+    model: ModelConfig = Field(default=ModelConfig(), title="Model", description="The model that is fine-tuned")
+    engine: EngineConfig = Field(default=EngineConfig(), title="Engine", description="What runs models")
+    data: DataConfig = Field(default=DataConfig(), title="Data", description="Where examples come from")
+    generate: GenerateConfig = Field(default=GenerateConfig(), title="Generate", description="The base model's answers")
+    rewrite: RewriteConfig = Field(
+        default=RewriteConfig(), title="Rewrite", description="The base model's rewrites of the golds"
+    )
+    judge: JudgeConfig = Field(default=JudgeConfig(), title="Judge", description="Which answers are acceptable")
+    abstention: AbstentionConfig = Field(
+        default=AbstentionConfig(), title="Abstention", description="What a refusal looks like"
+    )
+    train: TrainConfig = Field(default=TrainConfig(), title="Train", description="LoRA fine-tuning")
+    arms: tuple[ArmConfig, ...] = Field(
+        default=(ArmConfig(name="sft", policy="gold"), ArmConfig(name="ssr", policy="ssr")),
+        min_length=1, title="Arms", description="What is compared",
+    )  # fmt: skip
+    evaluate: EvaluateConfig = Field(default=EvaluateConfig(), title="Evaluate", description="What is measured")
+    promotion: PromotionConfig | None = Field(
+        default=None, title="Promotion", description="Which adapter `current` points to; null: nothing is promoted"
+    )
+    report: ReportConfig = Field(default=ReportConfig(), title="Report", description="What the report shows")
+    execution: ExecutionConfig = Field(default=ExecutionConfig(), title="Execution", description="How wide steps run")
+
+    @model_validator(mode="after")
+    def _distinct_names(self) -> RunConfig:
+        for what, names in (("arms", [a.name for a in self.arms]), ("sources", [s.name for s in self.data.sources])):
+            if repeated := sorted({n for n in names if names.count(n) > 1}):
+                raise ValueError(f"{what} share a name: {', '.join(repeated)}")
+        if "base" in {arm.name for arm in self.arms}:
+            raise ValueError("an arm cannot be called base: the model without an adapter is")
+        return self
+
+    @model_validator(mode="after")
+    def _only_what_the_policies_read(self) -> RunConfig:
+        if not self.reads("rewrites"):
+            for name, field in RewriteConfig.model_fields.items():
+                if getattr(self.rewrite, name) != field.default:
+                    raise ValueError(
+                        f"rewrite.{name} has no effect without an arm of policy s3ft or rewrite_all. Remove it."
+                    )
+        choosing = [arm.name for arm in self.arms if arm.policy == "min_nll"]
+        if choosing and self.generate.n_samples == 1:
+            raise ValueError(
+                f"arm {choosing[0]}: policy min_nll chooses among several answers; with one it is ssr. "
+                "Set generate.n_samples and generate.temperature."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _promotion_can_be_shown(self) -> RunConfig:
+        if self.promotion is None:
+            return self
+        names = [arm.name for arm in self.arms]
+        if self.promotion.arm not in names:
+            raise ValueError(f"promotion.arm={self.promotion.arm!r}: no such arm. There are: {', '.join(names)}")
+        if not self.evaluate.benchmarks:
+            raise ValueError("promotion: without evaluate.benchmarks it cannot be shown that nothing was forgotten")
+        if self.promotion.train_on == "new" and len(names) > 1:
+            raise ValueError(
+                f"promotion.train_on=new: every arm would go on from the same adapter. Keep {self.promotion.arm} alone"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _refusal_is_recognised(self) -> RunConfig:
+        if not abstains(self.data.refusal, self.abstention.phrases):
+            raise ValueError(
+                f"data.refusal={self.data.refusal!r} holds no phrase of abstention.phrases: right refusals would be "
+                "scored as wrong answers. Add a phrase of it."
+            )
+        return self
+
+    def reads(self, table: str) -> bool:
+        """Whether the policy of some arm reads this table beside examples, outputs and verdicts."""
+        return any(table in arm.select_config().reads() for arm in self.arms)
+
+    def rewrites_all(self) -> bool:
+        """Whether every gold is rewritten, or only those of examples without an accepted answer."""
+        return any(arm.policy == "rewrite_all" for arm in self.arms)

@@ -463,6 +463,20 @@ def test_a_setting_that_the_engine_does_not_read_is_refused(engine, message):
     assert message in problem(engine=engine)
 
 
+@pytest.mark.parametrize(
+    ("key", "of_the_arm"),
+    [("train.learning_rate", "learning_rate"), ("train.epochs", "epochs"), ("train.seed", "train_seed")],
+)
+def test_an_override_that_no_arm_follows_is_refused(key: str, of_the_arm: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"arms: [{{name: a, policy: ssr, {of_the_arm}: 1}}, {{name: b, policy: gold, {of_the_arm}: 1}}]")
+    with pytest.raises(ConfigError) as refused:
+        load_recipe(path, [f"{key}=3"])
+    own = f"arms.0.{of_the_arm}, arms.1.{of_the_arm}"
+    assert str(refused.value) == f"--set {key}=3: has no effect, every arm has its own. Set {own}"
+    load_recipe(path, [f"{key}=3", f"arms.1.{of_the_arm}=null"])  # one arm follows it
+
+
 @pytest.mark.parametrize("name", ["template", "temperature", "max_failed_share"])
 def test_a_setting_of_rewrites_without_a_policy_that_teaches_them_is_refused(name):
     value = {"template": "mine.txt", "temperature": 0.7, "max_failed_share": 0.5}[name]

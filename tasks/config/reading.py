@@ -14,6 +14,7 @@ from tasks.config.recipe import RunConfig
 from tasks.errors import ConfigError
 
 Override = Annotated[str, "a.b=c"]
+_IN_ARMS = {"train.learning_rate": "learning_rate", "train.epochs": "epochs", "train.seed": "train_seed"}
 
 
 def load_recipe(path: Path, overrides: Iterable[Override] = ()) -> RunConfig:
@@ -34,9 +35,12 @@ def load_recipe(path: Path, overrides: Iterable[Override] = ()) -> RunConfig:
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: a recipe is a mapping of sections, found {type(raw).__name__}")
     raw.setdefault("name", path.stem)
-    for override in overrides:
+    lines = list(overrides)
+    for override in lines:
         _apply(raw, override)
-    return parse_recipe(raw, where=str(path))
+    recipe = parse_recipe(raw, where=str(path))
+    _refuse_idle(recipe, lines)
+    return recipe
 
 
 def parse_recipe(raw: dict[str, Any], *, where: str) -> RunConfig:  # Any: YAML values, checked here
@@ -65,6 +69,17 @@ def _apply(raw: dict[str, Any], override: Override) -> None:
         node[_index(node, last, override)] = value
     else:
         node[last] = value
+
+
+def _refuse_idle(recipe: RunConfig, overrides: list[Override]) -> None:
+    """Refuse an override of training that no arm would follow: its learning rate, say, where each has its own."""
+    keys = [override.partition("=")[0] for override in overrides]
+    for place, key in enumerate(keys):
+        name = _IN_ARMS.get(key)
+        is_outweighed_later = any(later.startswith("arms") for later in keys[place:])
+        if name and not is_outweighed_later and all(getattr(arm, name) is not None for arm in recipe.arms):
+            arms = ", ".join(f"arms.{i}.{name}" for i in range(len(recipe.arms)))
+            raise ConfigError(f"--set {overrides[place]}: has no effect, every arm has its own. Set {arms}")
 
 
 def _index(node: list[Any], key: str, override: Override) -> int:

@@ -236,16 +236,53 @@ def report(run_id: RunArgument = "latest", store: StoreOption = ".ssr", as_json:
 
 
 @app.command()
+def merge(
+    run_id: RunArgument,
+    out: Annotated[Path, typer.Option(help="Folder to write; it must not be there yet.")],
+    arm: Annotated[
+        str | None, typer.Option(help="Arm whose adapter is meant; needed where the run has several.")
+    ] = None,
+    store: StoreOption = ".ssr",
+) -> None:
+    """Write base model and an arm's adapter as one model, in safetensors. Needs the model's size in memory."""
+    from flows.merging import merge_arm
+    from flows.records import load_run
+    from tasks.store import open_store
+
+    opened = open_store(store)
+    record = load_run(opened, run_id)
+    with errors.status("merging"):
+        merged = merge_arm(opened, record, arm, out)
+    console.print(f"{merged.label} of {record.run_id}, merged: {out}", soft_wrap=True, highlight=False)
+
+
+@app.command()
 def current(
     recipe: Annotated[str | None, typer.Argument(help="Name of a recipe; without it, all that promote.")] = None,
+    restore: Annotated[
+        str | None, typer.Option(metavar="RUN_ID", help="Put back the adapter that this run had promoted.")
+    ] = None,
+    reason: Annotated[str, typer.Option(help="Why it is put back; stays in the history.")] = "",
     store: StoreOption = ".ssr",
     as_json: JsonOption = False,
 ) -> None:
-    """Show which adapter is promoted, since when, and every decision about it, newest first."""
+    """Show which adapter is promoted, since when, and every decision about it, newest first.
+
+    With --restore, first put back one that was promoted before. The next run
+    compares with it, and no run promotes the replaced weights again. A run that
+    is going on is kept back. `ssr gc` leaves the last five that were promoted.
+    """
+    from flows.current import restore as put_back
     from flows.standing import standing, standing_lines
     from tasks.store import open_store
 
-    found = standing(open_store(store), recipe)
+    if (restore is not None and recipe is None) or (reason and restore is None):
+        raise ConfigError("ssr current: say which adapter is put back: ssr current NAME --restore RUN_ID")
+    opened = open_store(store)
+    found = standing(opened, recipe)
+    if restore is not None and recipe is not None:
+        put_back(opened, recipe, restore, reason=reason)
+        found = standing(opened, recipe)
     if as_json:
         _print_json(found)
         return
@@ -351,23 +388,29 @@ def deploy(
 def gc(
     store: StoreOption = ".ssr",
     keep: Annotated[int, typer.Option(min=0, help="Runs to keep, newest first; their artifacts stay.")] = 10,
+    days: Annotated[int, typer.Option(min=1, help="Days that checkpoints of a run which is not kept stay.")] = 7,
     yes: Annotated[bool, typer.Option("--yes", help="Remove; without it, only say what would go.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove artifacts that none of the kept runs uses. Generated rows are never removed."""
-    from flows.gc import collect
+    """Remove artifacts that none of the kept runs uses, and what unfinished or killed work left behind.
+
+    That is: checkpoints, claims of dead workers, half-written files, and
+    copies of artifacts on this machine. What a worker is at stays. So do the
+    last five adapters promoted for a recipe, for `ssr current --restore`.
+
+    Generated rows and benchmark items are never removed: they were paid for.
+    """
+    from flows.gc import collect, collected_lines
     from tasks.store import open_store
 
-    found = collect(open_store(store), keep=keep, remove=yes)
+    found = collect(open_store(store), keep=keep, days=days, remove=yes)
     if as_json:
         _print_json(found._asdict())
         return
-    verb = "removed" if yes else "would remove"
-    console.print(f"{verb} {len(found.artifacts)} artifacts, {found.n_bytes / 1e6:,.1f} MB", highlight=False)
-    for name in found.artifacts:
-        console.print(f"    {name}", highlight=False)
-    if found.artifacts and not yes:
-        console.print("remove them: ssr gc --yes")
+    for line in collected_lines(found, removed=yes):
+        console.print(line, highlight=False, soft_wrap=True)
+    if any(found[:5]) and not yes:
+        console.print("remove them: ssr gc --yes, with the same options")
 
 
 @lab.command("build")

@@ -1,18 +1,23 @@
 """`current`: which adapter of a recipe is promoted, and how that came about.
 
     <store>/current/<recipe>.json                     the adapter that is promoted now, for whoever deploys it
-    <store>/current/<recipe>/<number>-<run>.json      one event a decision: promoted or kept, and what stood before it
+    <store>/current/<recipe>/<number>-<run>.json      one event a decision: promoted, kept or, by hand, restored
 
 The events are the truth. They are only ever added, each under a name of its own, and read in the order of their names:
 a promotion counts if what it was compared with is what the events before it have put in place. So a run that took long
 never pushes out what was promoted meanwhile, and of two that decide at the same moment one counts, the same one for
 every reader, and the other stays in the history as kept: no lock, and nothing that only some S3 servers know. The first
 file is made from the events after each.
+
+What was promoted before can be put back by hand, under the same rule. A run that was planned before that is kept back,
+whatever it was compared with; and the weights that were replaced so are never promoted again by a run, or the next one
+on the same data would undo it.
 """
 
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -21,11 +26,12 @@ from typing import Any, NamedTuple
 
 from tasks.config import RunConfig
 from tasks.digest import digest_of
-from tasks.errors import StoreError
+from tasks.errors import ConfigError, StoreError
 from tasks.models import model_digest
 from tasks.step import Planned
 from tasks.store import Ref, Store
 
+KEPT_PROMOTED = 5  # adapters that `ssr gc` leaves for each recipe, so that they can be put back
 _FILES_AT_ONCE = 8
 
 
@@ -45,6 +51,7 @@ class Promoted:
         weights: Digest of its weights, which an artifact that was made again by force may no longer have.
         scores: What it scored in the run that promoted it.
         origin: None: a fresh adapter, trained on all of `examples`.
+        restored_at: When it was put back by hand; None where it stands, or stood, since it was promoted.
     """
 
     arm: str
@@ -56,6 +63,7 @@ class Promoted:
     scores: Ref
     decision: Ref
     origin: Origin | None
+    restored_at: str | None = None
 
     def refs(self) -> list[Ref]:
         """The artifacts that must stay while this is promoted, or may be again."""
@@ -68,8 +76,9 @@ class Event:
     """A decision.
 
     Attributes:
-        outcome: promoted or kept; from `advance` also current: nothing changed, and nothing was written.
-        before: What was promoted when the run began; `after` what is since.
+        run_id: The run that decided; of what was restored, the run that had promoted it.
+        outcome: promoted, kept or restored; from `advance` also current: nothing changed, and nothing was written.
+        before: What was promoted when the run began, or when somebody decided by hand; `after` what is since.
     """
 
     number: int
@@ -91,10 +100,15 @@ class Event:
 
 
 class _Standing(NamedTuple):
-    """Every event, oldest first, with the outcome that it has in the end; and what is promoted after all of them."""
+    """Every event, oldest first, with the outcome that it has in the end; and what is promoted after all of them.
+
+    Attributes:
+        replaced: What was replaced by hand, and not put back since: the event, by the digest of the weights.
+    """
 
     events: list[Event]
     now: Promoted | None
+    replaced: dict[str, Event]
 
 
 def promoted_now(store: Store, name: str) -> Promoted | None:
@@ -187,6 +201,64 @@ def advance(
     return found
 
 
+def restore(store: Store, name: str, run_id: str, *, reason: str = "") -> Event:
+    """Put back an adapter that was promoted before, by hand.
+
+    Args:
+        run_id: The run that promoted it, or the beginning of its id.
+        reason: Stays in the history.
+
+    Raises:
+        ConfigError: No such run has promoted one, or it stands already.
+        StoreError: It is gone, or was made again with other weights; or another was promoted in this very moment.
+    """
+    standing = _standing(store, name)
+    former = _promoted_by(standing, run_id, name)
+    if standing.now and (former.adapter, former.weights) == (standing.now.adapter, standing.now.weights):
+        raise ConfigError(f"{name}: the adapter of {former.run_id} is the promoted one already. Nothing was changed.")
+    _require_there(store, former)
+    at = datetime.now(UTC)
+    after = replace(former, restored_at=at.isoformat(timespec="microseconds"))
+    event = Event(
+        standing.events[-1].number + 1, at.isoformat(timespec="seconds"), former.run_id, "", "restored",
+        [f"by hand: {reason}" if reason else "by hand"], former.decision, standing.now, after,
+    )  # fmt: skip
+    store.write_json(asdict(event), "current", name, f"{event.number:06}-restore-{uuid.uuid4().hex}.json")
+    standing = _standing(store, name)
+    if standing.now is not None:
+        _write_pointer(store, name, standing.now)
+    if event not in standing.events:  # not as it was written: it does not count
+        raise StoreError(f"{name}: {_lost(event, standing.now)} See `ssr current {name}`, and decide again.")
+    return event
+
+
+def _promoted_by(standing: _Standing, run_id: str, name: str) -> Promoted:
+    """The last adapter that a run has promoted."""
+    promoted = {event.run_id: event.after for event in standing.events if event.outcome == "promoted" and event.after}
+    matching = [run_id] if run_id in promoted else [one for one in promoted if one.startswith(run_id)]
+    if len(matching) != 1:
+        what = "several runs begin so that have" if matching else "no such run has ever"
+        there = ", ".join(reversed(promoted)) or "none"
+        raise ConfigError(f"{run_id}: {what} promoted an adapter for {name}. Promoted, newest first: {there}.")
+    return promoted[matching[0]]
+
+
+def _require_there(store: Store, former: Promoted) -> None:
+    again = "Another that was promoted may still be there: `ssr current` lists them."
+    if store.verified(**former.adapter) is None:
+        raise StoreError(f"{store.link(former.adapter)}: the adapter of {former.run_id} is gone, or damaged. {again}")
+    if not is_intact(store, former):
+        raise StoreError(
+            f"{store.link(former.adapter)}: the adapter of {former.run_id} was made again since, and has other weights "
+            f"than those that were promoted. {again}"
+        )
+    for ref in former.refs():
+        if store.manifest(**ref) is None:
+            raise StoreError(
+                f"{store.link(ref)}: gone, and the adapter of {former.run_id} cannot go on without. {again}"
+            )
+
+
 def _event(
     store: Store, standing: _Standing, planned: Sequence[Planned], decided: Planned, before: Promoted | None, *,
     run_id: str, flow_run_id: str,
@@ -204,7 +276,7 @@ def _event(
     if outcome == "current" and standing.now and after.adapter == standing.now.adapter:
         outcome, reasons = _made_again(decision, after.weights != standing.now.weights)
     event = Event(number, at, run_id, flow_run_id, outcome, reasons, decided.ref, before, after)
-    return _as_it_counts(event, standing.now)
+    return _as_it_counts(event, standing)
 
 
 def _made_again(decision: dict[str, Any], differs: bool) -> tuple[str, list[str]]:  # Any: JSON values
@@ -220,19 +292,35 @@ def _made_again(decision: dict[str, Any], differs: bool) -> tuple[str, list[str]
     return "promoted", ["it was made again and has other weights, which are no worse than the base"]
 
 
-def _as_it_counts(event: Event, now: Promoted | None) -> Event:
-    """An event after what stands: a promotion is kept back where it was compared with something else."""
-    if event.outcome != "promoted":
+def _as_it_counts(event: Event, standing: _Standing) -> Event:
+    """An event after what stands: kept where it was to replace something else, or brings back what was replaced."""
+    now = standing.now
+    if event.outcome not in ("promoted", "restored"):
         return replace(event, after=now)
-    if _identity(event.before) == _identity(now):
-        return event
-    compared, stands = event.before.run_id if event.before else "the base", now.run_id if now else "nothing"
-    reason = f"it was compared with {compared}, but meanwhile {stands} was promoted. The next run compares with that."
-    return replace(event, outcome="kept", reasons=[reason], after=now)
+    if _identity(event.before) != _identity(now):
+        return replace(event, outcome="kept", reasons=[_lost(event, now)], after=now)
+    by_hand = standing.replaced.get(event.after.weights) if event.after else None
+    if event.outcome == "promoted" and by_hand:
+        reason = (
+            f"it has the very weights that were replaced by hand at {by_hand.at[:19]} ({'; '.join(by_hand.reasons)}). "
+            f"Only `ssr current --restore` brings them back."
+        )
+        return replace(event, outcome="kept", reasons=[reason], after=now)
+    return event
 
 
-def _identity(promoted: Promoted | None) -> Ref | None:
-    return promoted.decision if promoted else None
+def _lost(event: Event, now: Promoted | None) -> str:
+    """Why an event does not count."""
+    before = event.before.run_id if event.before else "the base"
+    meanwhile = f"{now.run_id} was {'put back by hand' if now.restored_at else 'promoted'}" if now else "nothing stands"
+    if event.outcome == "restored":
+        return f"{event.run_id} was to be put back in place of {before}, but meanwhile {meanwhile}."
+    return f"it was compared with {before}, but meanwhile {meanwhile}. The next run compares with that."
+
+
+def _identity(promoted: Promoted | None) -> tuple[Ref, str | None] | None:
+    """What stood, and since when: put back, it is something else for those who were compared with it before."""
+    return (promoted.decision, promoted.restored_at) if promoted else None
 
 
 def _adapter(promoted: Promoted | None) -> Ref | None:
@@ -257,6 +345,8 @@ def _already(standing: _Standing, event: Event) -> Event | None:
     if event.outcome == "current" or (event.outcome == "promoted" and _adapter(event.before) == _adapter(event.after)):
         return None  # made again, this decision may come out the same each time
     for other in reversed(standing.events):
+        if other.outcome == "restored":
+            return None  # what was decided before that no longer says what stands
         if other.decision == event.decision:
             return other
         if other.outcome == "promoted":
@@ -279,12 +369,18 @@ def _standing(store: Store, name: str) -> _Standing:
     files = [file for file in store.names("current", name) if file.endswith(".json")]
     with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
         written = list(pool.map(lambda file: _event_in(store, name, file), files))
-    events: list[Event] = []
-    now: Promoted | None = None
+    standing = _Standing([], None, {})
     for event in written:
-        events.append(_as_it_counts(event, now))
-        now = events[-1].after
-    return _Standing(events, now)
+        standing = _after(standing, _as_it_counts(event, standing))
+    return standing
+
+
+def _after(standing: _Standing, event: Event) -> _Standing:
+    replaced = dict(standing.replaced)
+    if event.outcome == "restored" and event.before and event.after:
+        replaced[event.before.weights] = event
+        replaced.pop(event.after.weights, None)
+    return _Standing([*standing.events, event], event.after, replaced)
 
 
 _READ: dict[tuple[str, str, str], Event] = {}  # an event never changes, and a year of nights has many
@@ -318,10 +414,16 @@ def is_intact(store: Store, promoted: Promoted) -> bool:
 
 
 def kept_artifacts(store: Store) -> set[tuple[str, str]]:
-    """What `ssr gc` must leave: all that `current` points to, and what it pointed to before, as (step, fingerprint)."""
+    """What `ssr gc` must leave, as (step, fingerprint): all of the last adapters that stood, and of this one.
+
+    They are what can be put back, and what a run that goes on now is compared with.
+    """
     kept = set()
     for name in names(store):
-        last = next((event for event in history(store, name) if event.outcome == "promoted"), None)
-        for promoted in (last.before, last.after) if last else ():
-            kept |= {(ref["step"], ref["fingerprint"]) for ref in (promoted.refs() if promoted else [])}
+        stood: dict[str, Promoted] = {}
+        for event in history(store, name):
+            if event.after and event.outcome in ("promoted", "restored"):
+                stood.setdefault(event.after.adapter["fingerprint"], event.after)
+        for promoted in list(stood.values())[:KEPT_PROMOTED]:
+            kept |= {(ref["step"], ref["fingerprint"]) for ref in promoted.refs()}
     return kept

@@ -38,16 +38,17 @@ def _of(store: Store, name: str) -> Found:
 
 def _shown(store: Store, now: Promoted) -> Found:
     return {
-        "run_id": now.run_id, "arm": now.arm, "since": now.promoted_at, "adapter": now.adapter,
+        "run_id": now.run_id, "arm": now.arm, "since": now.restored_at or now.promoted_at, "adapter": now.adapter,
         "folder": store.link(now.adapter, "adapter"), "intact": is_intact(store, now),
         "decision": store.link(now.decision, "decision.json"),
     }  # fmt: skip
 
 
 def _decision(event: Event) -> Found:
+    before, by_hand = event.before.run_id if event.before else "base", event.outcome == "restored"
     return {
         "number": event.number, "at": event.at, "run_id": event.run_id, "outcome": event.outcome,
-        "reasons": event.reasons, "compared_with": event.before.run_id if event.before else "base",
+        "reasons": event.reasons, "compared_with": None if by_hand else before, "replaced": before if by_hand else None,
     }  # fmt: skip
 
 
@@ -65,5 +66,6 @@ def standing_lines(found: list[Found]) -> Iterator[str]:
         if now and not now["intact"]:
             yield "    [red]its weights are no longer those that were promoted[/]: it was removed, or made again"
         for event in one["history"]:
-            yield f"\n{event['at'][:19]}  {event['outcome']:<8}  {event['run_id']}, against {event['compared_with']}"
+            beside = f"in place of {event['replaced']}" if event["replaced"] else f"against {event['compared_with']}"
+            yield f"\n{event['at'][:19]}  {event['outcome']:<8}  {event['run_id']}, {beside}"
             yield from (f"    {escape(reason)}" for reason in event["reasons"])

@@ -49,20 +49,81 @@ def claimed(store: Store, ref: Ref) -> Iterator[None]:
     Raises:
         StoreError: The claim cannot be written.
     """
-    name = f"{ref['step']}/{ref['fingerprint']}"
-    folder = store.cache / "claims"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        place = "" if store.is_local else _place(folder)
-        lock = _Lock.taken(folder / f"{name}.lock")
-    except OSError as error:
-        raise StoreError(f"{folder}: {name} cannot be claimed: {error}. Check the permissions and the disk.") from error
-    try:
+    with _locked(store, ref) as lock:
         if store.is_local:
             yield
         else:
-            with _leased(store, name, place=place if lock else ""):
+            lease = _lease(store, ref, alone=lock is not None)
+            lease.take(ref)
+            with lease.renewed():
                 yield
+
+
+@contextmanager
+def claimed_if_free(store: Store, ref: Ref) -> Iterator[bool]:
+    """The same without waiting; whether it is ours. It is not where another is at it, or where nobody can tell.
+
+    What a dead holder left of its claim is gone after it.
+    """
+    try:
+        with _locked(store, ref, wait=False) as lock:
+            if store.is_local:
+                yield lock is not None
+                return
+            lease = _lease(store, ref, alone=lock is not None)
+            if not lease.take_if_free():
+                yield False
+                return
+            with lease.renewed():
+                yield True
+    except _Busy:
+        yield False
+
+
+def is_claimed(store: Store, ref: Ref) -> bool:
+    """Whether a worker is at it, or may be: where a file system has no locks, nobody can tell. Changes nothing."""
+    try:
+        with open(_lock_file(store, ref), "r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        pass
+    except OSError:
+        return True
+    return not store.is_local and not _lease(store, ref, alone=True).is_free()
+
+
+def claims(store: Store) -> list[Ref]:
+    """What has a claim, whether its holder lives or is dead: on the store, and in the cache folder of this machine."""
+    found = {tuple(path.relative_to(store.cache).parts[1:]) for path in store.cache.glob("claims/*/*.lock")}
+    if not store.is_local:
+        found |= {(step, name) for step in store.names("claims") for name in store.names("claims", step)}
+    refs = sorted({(step, name.rpartition(".")[0]) for step, name in found})
+    return [Ref(step=step, fingerprint=fingerprint) for step, fingerprint in refs if fingerprint]
+
+
+class _Busy(Exception):
+    """Another process has the lock."""
+
+
+def _lock_file(store: Store, ref: Ref) -> Path:
+    return store.cache / "claims" / ref["step"] / f"{ref['fingerprint']}.lock"
+
+
+@contextmanager
+def _locked(store: Store, ref: Ref, *, wait: bool = True) -> Iterator[_Lock | None]:
+    """The lock on this machine; None where the file system has none.
+
+    Raises:
+        _Busy: Another has it, and it is not to be waited for.
+        StoreError: The lock cannot be written.
+    """
+    path = _lock_file(store, ref)
+    try:
+        lock = _Lock.taken(path, wait=wait)
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be claimed: {error}. Check the permissions and the disk.") from error
+    try:
+        yield lock
     finally:
         if lock:
             lock.release()
@@ -76,13 +137,13 @@ class _Lock:
     descriptor: int
 
     @classmethod
-    def taken(cls, path: Path) -> _Lock | None:
-        """Wait for the lock of a file; None where the file system has no locks."""
+    def taken(cls, path: Path, *, wait: bool) -> _Lock | None:
+        """The lock of a file; None where the file system has no locks."""
         path.parent.mkdir(parents=True, exist_ok=True)
         while True:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             try:
-                if not _lock(descriptor, path):
+                if not _lock(descriptor, path, wait=wait):
                     os.close(descriptor)
                     return None
                 # If its last holder removed it while this one waited, the lock is of a file that nobody else sees.
@@ -101,10 +162,12 @@ class _Lock:
         os.close(self.descriptor)
 
 
-def _lock(descriptor: int, path: Path) -> bool:
+def _lock(descriptor: int, path: Path, *, wait: bool) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except BlockingIOError as error:
+        if not wait:
+            raise _Busy from error
         _tell(path.parent.name, path.stem, os.pread(descriptor, 200, 0).decode(errors="replace"))
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     except OSError as error:
@@ -115,19 +178,11 @@ def _lock(descriptor: int, path: Path) -> bool:
     return True
 
 
-@contextmanager
-def _leased(store: Store, name: str, place: str) -> Iterator[None]:
-    lease = _Lease(store.remote, store.path("claims", f"{name}.json"), uuid.uuid4().hex, place)
-    lease.take(*name.split("/"))
-    ended = threading.Event()
-    renewing = threading.Thread(target=lease.renew_until, args=(ended,), name=f"claim {name}", daemon=True)
-    renewing.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        renewing.join()
-        lease.drop()
+def _lease(store: Store, ref: Ref, *, alone: bool) -> _Lease:
+    """Not yet taken. `alone`: the lock makes sure that no other process of this cache folder is at it."""
+    path = store.path("claims", ref["step"], f"{ref['fingerprint']}.json")
+    place = _place(store.cache / "claims") if alone else ""
+    return _Lease(store.remote, path, uuid.uuid4().hex, place)
 
 
 @dataclass(frozen=True)
@@ -160,7 +215,7 @@ class _Lease:
     owner: str
     place: str
 
-    def take(self, step: str, fingerprint: str) -> None:
+    def take(self, ref: Ref) -> None:
         """Wait until it is ours."""
         told = False
         last: _Seen | None = None
@@ -177,8 +232,33 @@ class _Lease:
                     return
             elif not told and seen.claim:
                 told = True
-                _tell(step, fingerprint, seen.claim.who)
+                _tell(ref["step"], ref["fingerprint"], seen.claim.who)
             time.sleep(POLL_SECONDS * random.uniform(0.5, 1))
+
+    def take_if_free(self) -> bool:
+        """Whether it is ours now."""
+        seen = self._look()
+        if seen is not None and not self._is_over(seen.claim):
+            return False
+        self._write(seen)
+        return self._is_ours(self._look())
+
+    def is_free(self) -> bool:
+        seen = self._look()
+        return seen is None or self._is_over(seen.claim)
+
+    @contextmanager
+    def renewed(self) -> Iterator[None]:
+        """Keep it, once taken; then let others have it."""
+        ended = threading.Event()
+        renewing = threading.Thread(target=self._renew_until, args=(ended,), name=self.path, daemon=True)
+        renewing.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            renewing.join()
+            self._drop()
 
     def _is_over(self, claim: _Claim | None) -> bool:
         if claim is None or claim.expires < time.time():
@@ -187,8 +267,7 @@ class _Lease:
         # written by a call whose answer got lost.
         return claim.owner == self.owner or (claim.place == self.place and self.place != "")
 
-    def renew_until(self, ended: threading.Event) -> None:
-        """Keep it ours, in a thread of its own."""
+    def _renew_until(self, ended: threading.Event) -> None:
         # A renewal that takes longer than until the next one has failed.
         brief = replace(self, files=replace(self.files, patience=RENEW_SECONDS))
         while not ended.wait(RENEW_SECONDS):
@@ -201,7 +280,7 @@ class _Lease:
             except StoreError as error:
                 logger.warning("%s: the claim could not be renewed: %s", self.path, error)
 
-    def drop(self) -> None:
+    def _drop(self) -> None:
         """Let others have it. Where that fails, it runs out."""
         try:
             if self._is_ours(self._look()):
@@ -231,6 +310,7 @@ class _Lease:
 
 def _place(folder: Path) -> str:
     """A name for a cache folder: the same for all who share it, and for no one else."""
+    folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "place", "a+") as file:
         with suppress(OSError):  # no locks here: then the name is not used either
             fcntl.flock(file, fcntl.LOCK_EX)

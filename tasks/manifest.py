@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from tasks.digest import digest_of, file_digest
+from tasks.errors import StoreError
 
 
 class Ref(TypedDict):
@@ -54,13 +55,15 @@ class Manifest:
         return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> Manifest:
-        """The manifest in a text.
+    def from_json(cls, text: str, *, where: str) -> Manifest:
+        """The manifest in a text that was found at `where`.
 
         Raises:
-            ValueError, TypeError: It is torn, or something else.
+            ValueError, TypeError, KeyError: It is torn, or something else.
+            StoreError: It names a file outside its folder.
         """
-        return cls(**json.loads(text))
+        raw = json.loads(text)
+        return cls(**{**raw, "files": checked_files(raw["files"], where=where)})
 
 
 def describe_files(folder: Path) -> list[FileEntry]:
@@ -68,4 +71,32 @@ def describe_files(folder: Path) -> list[FileEntry]:
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     return [
         FileEntry(name=p.relative_to(folder).as_posix(), size=p.stat().st_size, sha256=file_digest(p)) for p in files
+    ]
+
+
+def checked_name(name: object, *, where: str) -> str:
+    """A relative name that came from a store, before it is joined to a folder: it stays below that folder.
+
+    Raises:
+        StoreError: It does not, or it is no name. Nothing here writes such a one: the store is damaged or hostile.
+    """
+    parts = name.split("/") if isinstance(name, str) else [""]
+    if isinstance(name, str) and "\0" not in name and not {"", ".", ".."} & set(parts):
+        return name
+    raise StoreError(
+        f"{where}: {name!r} does not name a file below it, and is not used. No version of this program writes such "
+        "a name: find out who else writes to the store, and remove it."
+    )
+
+
+def checked_files(entries: list[FileEntry], *, where: str) -> list[FileEntry]:
+    """A list of files that came from a store.
+
+    Raises:
+        ValueError, TypeError, KeyError: It is something else.
+        StoreError: It names a file outside its folder.
+    """
+    return [
+        FileEntry(name=checked_name(entry["name"], where=where), size=int(entry["size"]), sha256=str(entry["sha256"]))
+        for entry in entries
     ]

@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -35,6 +35,7 @@ from tasks.errors import SsrError, StoreError
 from tasks.manifest import FileEntry as FileEntry
 from tasks.manifest import Manifest as Manifest
 from tasks.manifest import Ref as Ref
+from tasks.manifest import checked_name
 from tasks.manifest import describe_files as describe_files
 from tasks.remote_files import FIRST_PATIENCE_SECONDS, S3Files, at_once, in_words, open_s3, patiently
 
@@ -43,6 +44,14 @@ logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 _STORE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}  # of a write
 _REPLACE_TRIES = 100  # each is lost only to another worker that published in that very moment
+
+
+class StoredFile(NamedTuple):
+    """A file as a listing shows it; `changed` in seconds since 1970."""
+
+    name: str
+    size: int
+    changed: float
 
 
 @dataclass(frozen=True)
@@ -65,7 +74,12 @@ class Store:
         return isinstance(self.fs, LocalFileSystem)
 
     def path(self, *parts: str) -> str:
-        return "/".join([self.root, *parts])
+        """Where something below the store is.
+
+        Raises:
+            StoreError: It would be elsewhere: the parts are from a damaged or hostile record.
+        """
+        return "/".join([self.root, *(checked_name(part, where=self.uri) for part in parts)])
 
     def link(self, ref: Ref, name: str = "") -> str:
         """Where a person finds an artifact or one of its files."""
@@ -107,11 +121,17 @@ class Store:
             StoreError: The store could not be asked: that is not to say that there is none.
         """
         try:
-            return Manifest.from_json(self.read("steps", step, fingerprint, MANIFEST).decode())
+            content = self.read("steps", step, fingerprint, MANIFEST)
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError, UnicodeDecodeError):
-            return None  # torn or foreign: the artifact does not exist, the step runs again
+        # Torn, foreign or hostile: the artifact does not exist, the step runs again and replaces it.
+        try:
+            return Manifest.from_json(content.decode(), where=f"{self.uri}/steps/{step}/{fingerprint}/{MANIFEST}")
+        except (ValueError, TypeError, KeyError):
+            return None
+        except StoreError as error:
+            logger.warning("%s", error)
+            return None
 
     def verified(self, step: str, fingerprint: str) -> Manifest | None:
         """The manifest if every file is there with the recorded size and, on a local store, the recorded digest.
@@ -250,7 +270,7 @@ class Store:
         """All fingerprints published for a step, newest first where the file system tells."""
         entries = self._entries("steps", step)
         entries.sort(key=lambda e: str(e.get("mtime") or e.get("LastModified") or ""), reverse=True)
-        names = [e["name"].rstrip("/").rsplit("/", 1)[-1] for e in entries]
+        names = [self._name(entry, "steps", step) for entry in entries]
         return [name for name in names if not name.startswith(".")]
 
     # --- files and folders ---
@@ -266,8 +286,28 @@ class Store:
         return Path(path).read_bytes() if self.is_local else self.remote.read(path)
 
     def names(self, *parts: str) -> list[str]:
-        """The names in a folder, sorted; none if it is not there."""
-        return sorted(entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in self._entries(*parts))
+        """The names in a folder, sorted; none if it is not there.
+
+        Raises:
+            StoreError: One of them leads out of the folder. To pass over it might pay for its rows again.
+        """
+        return sorted(self._name(entry, *parts) for entry in self._entries(*parts))
+
+    def files(self, *parts: str) -> list[StoredFile]:
+        """Every file below a folder, by its name relative to it; none if it is not there."""
+        if self.is_local:
+            return local_files(Path(self.path(*parts)))
+        found: list[StoredFile] = []
+        for entry in self._entries(*parts):
+            name = self._name(entry, *parts)
+            if entry["type"] == "directory":
+                found += [one._replace(name=f"{name}/{one.name}") for one in self.files(*parts, name)]
+            else:
+                found.append(StoredFile(name, entry["size"], entry["LastModified"].timestamp()))
+        return found
+
+    def _name(self, entry: dict[str, Any], *parts: str) -> str:  # Any: as fsspec describes a file
+        return checked_name(entry["name"].rstrip("/").rsplit("/", 1)[-1], where="/".join([self.uri, *parts]))
 
     def _entries(self, *parts: str) -> list[dict[str, Any]]:  # Any: as fsspec describes a file
         if not self.is_local:
@@ -329,6 +369,17 @@ def cache_folder() -> Path:
     """Where this machine keeps copies of remote artifacts: SSR_CACHE, else the user's cache folder."""
     base = os.environ.get("SSR_CACHE") or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "ssr")
     return Path(base).expanduser().absolute()
+
+
+def local_files(folder: Path) -> list[StoredFile]:
+    """Every file below a local folder, by its name relative to it; none if it is not there."""
+    found = []
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):  # others work here
+            if not path.is_dir():
+                stat = path.lstat()
+                found.append(StoredFile(path.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime))
+    return found
 
 
 def _probe(fs: fsspec.AbstractFileSystem, root: str, name: str) -> bytes:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from tasks.digest import file_digest
 from tasks.errors import StoreError
+from tasks.manifest import checked_files, checked_name
 from tasks.remote_files import at_once
 from tasks.store import FileEntry, Ref, Store, describe_files
 
@@ -58,7 +59,8 @@ def pushed(store: Store, ref: Ref, folder: str) -> list[str]:
     if store.is_local:
         return []
     names = store.names("work", ref["step"], ref["fingerprint"], folder)
-    return [f"{folder}/{name.removesuffix(_COMPLETE)}" for name in names if name.endswith(_COMPLETE)]
+    complete = [name.removesuffix(_COMPLETE) for name in names if name.endswith(_COMPLETE)]
+    return [f"{folder}/{checked_name(name, where=_where(store, ref, folder))}" for name in complete]
 
 
 def pull(store: Store, ref: Ref, name: str) -> bool:
@@ -69,6 +71,12 @@ def pull(store: Store, ref: Ref, name: str) -> bool:
     """
     if store.is_local:
         return False
+    try:
+        entries = _listed(store, ref, name)
+    except FileNotFoundError:
+        return False
+    if entries is None:
+        return False
     target = store.work_folder(**ref) / name
     part = target.with_name(f".pulled-{uuid.uuid4().hex}")
 
@@ -78,14 +86,14 @@ def pull(store: Store, ref: Ref, name: str) -> bool:
             raise ValueError(f"{entry['name']} is not what was kept")
 
     try:
-        at_once(get, json.loads(store.read("work", ref["step"], ref["fingerprint"], f"{name}{_COMPLETE}")))
+        at_once(get, entries)
         if target.is_dir():
             shutil.rmtree(target)
         part.replace(target)
     except FileNotFoundError:
         return False
-    except (ValueError, TypeError, KeyError) as error:
-        logger.warning("%s: %s on the store is damaged and not used: %s", ref["step"], name, error)
+    except ValueError as error:
+        _tell_damaged(ref, name, error)
         return False
     finally:
         if part.is_dir():
@@ -94,12 +102,34 @@ def pull(store: Store, ref: Ref, name: str) -> bool:
     return True
 
 
+def _listed(store: Store, ref: Ref, name: str) -> list[FileEntry] | None:
+    """What is complete under a name; None where the list is damaged or names a file outside, which is told.
+
+    Raises:
+        FileNotFoundError: Nothing is.
+        StoreError: The store could not be asked.
+    """
+    content = store.read("work", ref["step"], ref["fingerprint"], f"{name}{_COMPLETE}")
+    try:
+        entries = json.loads(content)
+        if [entry["name"] for entry in entries] == [""]:  # a single file, see `_entry`
+            return [FileEntry(name="", size=int(entries[0]["size"]), sha256=str(entries[0]["sha256"]))]
+        return checked_files(entries, where=_where(store, ref, f"{name}{_COMPLETE}"))
+    except (ValueError, TypeError, KeyError, StoreError) as error:
+        _tell_damaged(ref, name, error)
+        return None
+
+
+def _tell_damaged(ref: Ref, name: str, error: Exception) -> None:
+    logger.warning("%s: %s on the store is damaged and not used: %s", ref["step"], name, error)
+
+
 def _remove_others(store: Store, ref: Ref, name: str) -> None:
-    folder, _, own = name.rpartition("/")
-    names = store.names("work", ref["step"], ref["fingerprint"], folder)
+    folder, slash, own = name.rpartition("/")
+    names = store.names("work", ref["step"], ref["fingerprint"], *([folder] if folder else []))
     for other in {name.removesuffix(_COMPLETE) for name in names} - {own}:
-        store.remote.remove(_path(store, ref, f"{folder}/{other}{_COMPLETE}"))
-        store.remote.remove_folder(_path(store, ref, f"{folder}/{other}"))
+        store.remote.remove(_path(store, ref, f"{folder}{slash}{other}{_COMPLETE}"))
+        store.remote.remove_folder(_path(store, ref, f"{folder}{slash}{other}"))
 
 
 def _entry(path: Path) -> FileEntry:
@@ -117,3 +147,8 @@ def _name(name: str, entry: FileEntry) -> str:
 
 def _path(store: Store, ref: Ref, name: str) -> str:
     return store.path("work", ref["step"], ref["fingerprint"], name)
+
+
+def _where(store: Store, ref: Ref, name: str) -> str:
+    """The same, for people."""
+    return f"{store.uri}/work/{ref['step']}/{ref['fingerprint']}/{name}"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tasks import claims, progress
-from tasks.claims import claimed
+from tasks.claims import claimed, claimed_if_free, is_claimed
 from tasks.errors import StoreError
 from tasks.remote_files import S3Files
 from tasks.step import Context, Planned, step
@@ -358,3 +358,60 @@ def test_where_a_file_system_has_no_locks_the_step_is_made_all_the_same(
     planned().execute(store)
     assert runs == ["begins", "ends"]
     assert "no file locks here" in caplog.text
+
+
+# --- without waiting ---
+
+
+def test_what_another_is_at_is_not_taken_and_not_waited_for(stores: tuple[Store, Store]) -> None:
+    assert not is_claimed(stores[1], REF)
+    with claimed(stores[0], REF):
+        assert is_claimed(stores[1], REF)
+        with claimed_if_free(stores[1], REF) as free:
+            assert not free
+        assert is_claimed(stores[1], REF), "it took away the claim of the other"
+    with claimed_if_free(stores[1], REF) as free:
+        assert free
+        assert is_claimed(stores[0], REF)
+    assert not is_claimed(stores[0], REF)
+    assert claims.claims(stores[0]) == []
+
+
+def test_who_wants_it_meanwhile_waits_for_one_who_did_not(stores: tuple[Store, Store], waiting: Waiting) -> None:
+    with claimed_if_free(stores[0], planned().ref) as free:
+        assert free
+        threads = together(lambda: planned().execute(stores[1]))
+        assert waiting.seen.wait(SECONDS)
+        assert runs == []
+    join(threads)
+    assert runs == ["begins", "ends"]
+
+
+def test_the_claim_of_a_dead_holder_is_no_claim_and_is_gone_after_the_next(s3: S3, tmp_path: Path) -> None:
+    for store in (open_store(s3.uri), open_store(str(tmp_path / "store"))):
+        lock = store.cache / "claims" / "train" / f"{'f' * 64}.lock"
+        lock.parent.mkdir(parents=True)
+        lock.write_text("gone")
+        if not store.is_local:
+            dead = b'{"owner": "x", "place": "y", "who": "gone", "expires": 1}'
+            store.remote.write(store.path(CLAIM), dead)
+        assert claims.claims(store) == [REF]
+        assert not is_claimed(store, REF)
+        assert lock.exists()
+        with claimed_if_free(store, REF) as free:
+            assert free
+        assert claims.claims(store) == []
+    assert s3.objects() == {}
+
+
+def test_where_a_file_system_has_no_locks_nobody_can_tell_whether_it_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(descriptor: int, operation: int) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    store = open_store(str(tmp_path / "store"))
+    with claimed_if_free(store, REF) as free:
+        assert not free
+    assert is_claimed(store, REF)

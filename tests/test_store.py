@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pytest
 
 from tasks.errors import StoreError
+from tasks.manifest import checked_name
 from tasks.rows import RowStore
 from tasks.store import Manifest, Ref, Store, describe_files, open_store
 
@@ -182,6 +184,15 @@ def test_a_folder_that_is_not_there_has_no_names(store):
     assert store.names("runs") == []
 
 
+def test_all_files_below_a_folder_are_listed_with_their_sizes(store):
+    publish(store, rows="12345", adapter__weights="w")
+    found = {file.name: file.size for file in store.files("steps", REF["step"], REF["fingerprint"])}
+    assert found.pop("manifest.json") > 0
+    assert found == {"rows": 5, "adapter/weights": 1}
+    assert all(abs(time.time() - file.changed) < 3600 for file in store.files("steps"))
+    assert store.files("nothing") == []
+
+
 def test_a_work_folder_outlives_the_process_until_the_step_is_done(store):
     (store.work_folder(**REF) / "checkpoint").write_text("1")
     assert (open_store(store.uri).work_folder(**REF) / "checkpoint").read_text() == "1"
@@ -199,13 +210,57 @@ def test_rows_are_shared_between_machines(store, tmp_path, monkeypatch):
     assert elsewhere.done().elsewhere == {"a"}
 
 
+# --- names from a store that is damaged or hostile ---
+
+OUTSIDE = ["../evil", "../../../../evil", "a/../../evil", "/tmp/evil", "", ".", "a//b", "a/", "nul\0", 7, None]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_name_that_leads_out_of_its_folder_is_refused(name):
+    with pytest.raises(StoreError, match=r"s3://bucket/x: .* does not name a file below it"):
+        checked_name(name, where="s3://bucket/x")
+
+
+@pytest.mark.parametrize("name", ["rows", "adapter/weights", "..a", "a..b/.hidden", "a b\\c"])
+def test_a_name_that_stays_in_its_folder_is_not_changed(name):
+    assert checked_name(name, where="") == name
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_an_artifact_whose_manifest_names_a_file_outside_does_not_exist_and_is_made_again(
+    store, tmp_path, monkeypatch, caplog, name
+):
+    publish(store, rows="1\n")
+    raw = json.loads(store.read("steps", REF["step"], REF["fingerprint"], "manifest.json"))
+    raw["files"][0]["name"] = name
+    store.fs.pipe_file(object_path(store, "manifest.json"), json.dumps(raw).encode())
+    monkeypatch.setenv("SSR_CACHE", str(tmp_path / "another machine"))
+    elsewhere = open_store(store.uri)
+    assert elsewhere.manifest(**REF) is None
+    assert f"{store.uri}/steps/train/{REF['fingerprint']}/manifest.json: {name!r} does not name a file" in caplog.text
+    assert elsewhere.verified(**REF) is None
+    with pytest.raises(StoreError, match="no such artifact"):
+        elsewhere.fetch(REF)
+    publish(elsewhere, rows="1\n")
+    assert elsewhere.verified(**REF) is not None
+
+
+@pytest.mark.parametrize("ref", [Ref(step="..", fingerprint="f"), Ref(step="train", fingerprint="../../f")])
+def test_a_reference_that_leads_out_of_the_store_is_refused(store, ref):
+    for look in (store.manifest, store.verified):
+        with pytest.raises(StoreError, match="does not name a file below it"):
+            look(**ref)
+    with pytest.raises(StoreError, match="does not name a file below it"):
+        store.fetch(ref)
+
+
 # --- local only ---
 
 
 @pytest.mark.parametrize("other_worker", ["takes the old one away first", "is first to put its own there"])
 def test_two_workers_that_publish_the_same_step_at_once_both_succeed(local, tmp_path, monkeypatch, other_worker):
     publish(local, rows="old")
-    real_replace, target = os.replace, object_path(local, "").rstrip("/")
+    real_replace, target = os.replace, local.path("steps", REF["step"], REF["fingerprint"])
     calls = []
 
     def replace(source: str | Path, goal: str | Path) -> None:

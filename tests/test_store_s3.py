@@ -336,6 +336,46 @@ def test_a_checkpoint_whose_content_is_not_what_was_kept_is_not_used(
     assert [path for path in elsewhere.work_folder(**REF).rglob("*") if path.is_file()] == []
 
 
+@pytest.mark.parametrize("name", ["../../../../evil", "/tmp/evil", "", "inner/../../evil", None])
+def test_work_that_names_a_file_outside_is_not_used_and_nothing_is_written_there(
+    s3: S3, another_machine: Callable[[Store], Store], caplog: pytest.LogCaptureFixture, name: object
+) -> None:
+    store = open_store(s3.uri)
+    kept = checkpoint(store, 3)
+    work.push(store, REF, kept)
+    path = store.path("work", "train", "f" * 64, f"{kept}.complete")
+    entries = json.loads(store.remote.read(path))
+    entries[0]["name"] = name
+    store.remote.write(path, json.dumps(entries).encode())
+    if name:
+        s3.fs.pipe_file(f"{store.root}/work/train/{'f' * 64}/{kept}/{name}", b"state 3")
+    elsewhere = another_machine(store)
+    assert not work.pull(elsewhere, REF, kept)
+    assert f"{kept}.complete: {name!r} does not name a file below it" in caplog.text
+    assert [file for file in elsewhere.cache.rglob("*") if file.is_file()] == []
+
+
+def test_a_checkpoint_whose_name_leads_out_of_its_folder_is_an_error(s3: S3) -> None:
+    store = open_store(s3.uri)
+    s3.fs.pipe_file(f"{store.root}/work/train/{'f' * 64}/checkpoints/...complete", b"[]")
+    with pytest.raises(StoreError, match=rf"{'f' * 64}/checkpoints: '\.\.' does not name a file below it"):
+        work.pushed(store, REF, "checkpoints")
+
+
+def test_a_part_of_rows_whose_name_leads_out_of_its_folder_is_an_error(
+    s3: S3, another_machine: Callable[[Store], Store]
+) -> None:
+    store = open_store(s3.uri)
+    rows = row_store(store)
+    rows.append([row("a")])
+    rows.flush()
+    s3.fs.pipe_file(f"{store.root}/rows/outputs/space/..", b"rows")
+    elsewhere = another_machine(store)
+    with pytest.raises(StoreError, match=r"rows/outputs/space: '\.\.' does not name a file below it"):
+        row_store(elsewhere).done()
+    assert not list(elsewhere.cache.rglob("*.parquet"))
+
+
 def test_what_nobody_has_kept_is_not_pulled(s3: S3) -> None:
     store = open_store(s3.uri)
     assert work.pushed(store, REF, "checkpoints") == []

@@ -1,8 +1,9 @@
-"""`current`: what it points to after each decision, tried again, raced for, and cleaned up around."""
+"""`current`: what it points to after each decision, tried again, raced for, put back by hand, and cleaned up around."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,7 +17,18 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from flows import current as pointing
-from flows.current import Event, Origin, Promoted, advance, current_for, history, is_intact, origin_for, promoted_now
+from flows.current import (
+    Event,
+    Origin,
+    Promoted,
+    advance,
+    current_for,
+    history,
+    is_intact,
+    origin_for,
+    promoted_now,
+    restore,
+)
 from flows.gc import collect
 from flows.rehearsal import plan_steps
 from flows.standing import standing, standing_lines
@@ -311,19 +323,227 @@ def test_an_adapter_trained_on_new_rows_goes_on_from_the_promoted_one_and_from_t
     assert origin_for(promoted_now(store, "nightly"), second.examples.ref) == origin
 
 
-def test_gc_leaves_what_current_points_to_and_pointed_to_before(store: Store, recipe: RunConfig) -> None:
-    runs = []
-    for name in ("one", "two", "three"):
-        runs.append(Run(store, recipe, name, promoted_now(store, "nightly")))
-        runs[-1].advance()
-    runs.append(Run(store, recipe, "four", promoted_now(store, "nightly"), outcome="kept"))
+def test_gc_leaves_the_last_five_that_were_promoted(store: Store, recipe: RunConfig) -> None:
+    runs = in_turn(store, recipe, *"abcdefg")
+    runs.append(Run(store, recipe, "h", promoted_now(store, "nightly"), outcome="kept"))
     runs[-1].advance()
     collect(store, keep=0, remove=True)
     there = [store.verified(**run.adapter.ref) is not None for run in runs]
-    assert there == [False, True, True, False]
+    assert there == [False, False, True, True, True, True, True, False]
     now = promoted_now(store, "nightly")
     assert now is not None
     assert all(store.verified(**ref) for ref in now.refs())
+
+
+def test_gc_leaves_one_that_was_put_back_and_those_before_it(store: Store, recipe: RunConfig) -> None:
+    runs = in_turn(store, recipe, *"abcdef")
+    restore(store, "nightly", "run-b")
+    collect(store, keep=0, remove=True)
+    assert [store.verified(**run.adapter.ref) is not None for run in runs] == [False, True, True, True, True, True]
+    assert restore(store, "nightly", "run-c").outcome == "restored"
+
+
+# --- put back by hand ---
+
+
+def in_turn(store: Store, recipe: RunConfig, *names: str) -> list[Run]:
+    """Runs that were promoted one after the other."""
+    runs = []
+    for name in names:
+        runs.append(Run(store, recipe, name, promoted_now(store, "nightly")))
+        assert runs[-1].advance().outcome == "promoted"
+    return runs
+
+
+def test_one_that_was_promoted_before_is_put_back_and_the_history_says_by_hand_and_why(
+    store: Store, recipe: RunConfig
+) -> None:
+    one, _ = in_turn(store, recipe, "one", "two")
+    before = history(store, "nightly")
+    event = restore(store, "nightly", "run-one", reason="two is rude to customers")
+    assert (event.outcome, event.reasons) == ("restored", ["by hand: two is rude to customers"])
+    assert history(store, "nightly") == [event, *before]
+    assert outcomes(store) == [("run-one", "promoted"), ("run-two", "promoted"), ("run-one", "restored")]
+    found = pointer(store)
+    assert (found["run_id"], found["adapter"]) == ("run-one", one.adapter.ref)
+    assert found["folder"].endswith(f"steps/train/{one.adapter.ref['fingerprint']}/adapter")
+    (shown,) = standing(store, "nightly")
+    assert (shown["current"]["run_id"], shown["current"]["since"][:19]) == ("run-one", event.at[:19])
+    lines = list(standing_lines([shown]))
+    assert f"\n{event.at[:19]}  restored  run-one, in place of run-two" in lines
+    assert "    by hand: two is rude to customers" in lines
+
+
+def test_the_beginning_of_a_run_id_is_enough_where_no_other_begins_so(store: Store, recipe: RunConfig) -> None:
+    in_turn(store, recipe, "alpha", "beta", "betty")
+    with pytest.raises(ConfigError, match=r"run-be: several runs begin so .*run-betty, run-beta, run-alpha"):
+        restore(store, "nightly", "run-be")
+    assert restore(store, "nightly", "run-a").run_id == "run-alpha"
+
+
+@pytest.mark.parametrize("planned_against", ["run-one, which was put back", "run-two, which was replaced"])
+def test_a_run_planned_before_and_deciding_after_is_kept_back(
+    store: Store, recipe: RunConfig, planned_against: str
+) -> None:
+    in_turn(store, recipe, "one")
+    against_one = promoted_now(store, "nightly")
+    in_turn(store, recipe, "two")
+    against_two = promoted_now(store, "nightly")
+    slow = Run(store, recipe, "slow", against_one if "one" in planned_against else against_two)
+    restore(store, "nightly", "run-one")
+    event = slow.advance()
+    assert event.outcome == "kept"
+    assert "but meanwhile run-one was put back by hand. The next run compares with that" in event.reasons[0]
+    assert pointer(store)["run_id"] == "run-one"
+
+
+def test_the_next_run_compares_with_the_one_put_back_and_may_take_its_place(store: Store, recipe: RunConfig) -> None:
+    one, _ = in_turn(store, recipe, "one", "two")
+    restore(store, "nightly", "run-one")
+    now = current_for(store, recipe)
+    assert now is not None
+    assert now.adapter == one.adapter.ref
+    assert Run(store, recipe, "three", now).advance().outcome == "promoted"
+    assert pointer(store)["run_id"] == "run-three"
+
+
+def test_the_next_run_on_the_same_data_does_not_undo_it(store: Store, recipe: RunConfig) -> None:
+    in_turn(store, recipe, "one", "two")
+    restore(store, "nightly", "run-one", reason="rude")
+    for night in ("flow-1", "flow-2"):
+        # The same adapter, compared with the same one: it is found better again.
+        event = Run(store, recipe, "two", current_for(store, recipe)).advance(night)
+        assert event.outcome == "kept"
+        assert "the very weights that were replaced by hand" in event.reasons[0]
+        assert "(by hand: rude)" in event.reasons[0]
+    assert outcomes(store)[2:] == [("run-one", "restored"), ("run-two", "kept")]
+    assert pointer(store)["run_id"] == "run-one"
+    restore(store, "nightly", "run-two")
+    assert pointer(store)["run_id"] == "run-two"
+    assert outcomes(store)[4:] == [("run-two", "restored")]
+
+
+def test_the_run_that_makes_the_one_put_back_adds_nothing(store: Store, recipe: RunConfig) -> None:
+    one, _ = in_turn(store, recipe, "one", "two")
+    restore(store, "nightly", "run-one")
+    now = promoted_now(store, "nightly")
+    assert now is not None
+    assert one.decide_again(now, passed=True).advance().outcome == "current"
+    assert len(outcomes(store)) == 3
+
+
+def test_a_run_tried_again_after_another_was_put_back_changes_nothing(store: Store, recipe: RunConfig) -> None:
+    Run(store, recipe, "one", None).advance("flow-1")
+    first = Run(store, recipe, "two", promoted_now(store, "nightly")).advance("flow-2")
+    restore(store, "nightly", "run-one")
+    again = Run(store, recipe, "two", current_for(store, recipe, "flow-2")).advance("flow-2")
+    assert again == first
+    assert pointer(store)["run_id"] == "run-one"
+    assert len(outcomes(store)) == 3
+
+
+def test_what_was_never_promoted_cannot_be_put_back(store: Store, recipe: RunConfig) -> None:
+    in_turn(store, recipe, "one", "two")
+    Run(store, recipe, "three", promoted_now(store, "nightly"), outcome="kept").advance()
+    for run_id in ("run-three", "nosuch"):
+        with pytest.raises(
+            ConfigError, match=rf"{run_id}: no such run has ever promoted .*newest first: run-two, run-one"
+        ):
+            restore(store, "nightly", run_id)
+    assert len(outcomes(store)) == 3
+
+
+def test_the_one_that_is_promoted_already_is_not_put_back(store: Store, recipe: RunConfig) -> None:
+    in_turn(store, recipe, "one", "two")
+    with pytest.raises(ConfigError, match="the adapter of run-two is the promoted one already"):
+        restore(store, "nightly", "run-two")
+    restore(store, "nightly", "run-one")
+    with pytest.raises(ConfigError, match="the adapter of run-one is the promoted one already"):
+        restore(store, "nightly", "run-one")
+    assert len(outcomes(store)) == 3
+
+
+def test_one_that_is_gone_damaged_or_made_again_with_other_weights_is_not_put_back(
+    store: Store, recipe: RunConfig
+) -> None:
+    gone, torn, other, alone, _ = in_turn(store, recipe, "gone", "torn", "other", "alone", "last")
+    folder = Path(store.root) / "steps"
+    shutil.rmtree(folder / "train" / gone.adapter.ref["fingerprint"])
+    (folder / "train" / torn.adapter.ref["fingerprint"] / "weights.safetensors").write_text("t0rn")
+    made_again(store, other, "other weights")
+    shutil.rmtree(folder / "ingest" / alone.examples.ref["fingerprint"])
+    for run_id, problem in (
+        ("run-gone", "the adapter of run-gone is gone, or damaged"),
+        ("run-torn", "the adapter of run-torn is gone, or damaged"),
+        ("run-other", "run-other was made again since, and has other weights"),
+        ("run-alone", r"ingest/\w+: gone, and the adapter of run-alone cannot go on without"),
+    ):
+        with pytest.raises(StoreError, match=problem):
+            restore(store, "nightly", run_id)
+    assert len(outcomes(store)) == 5
+    assert pointer(store)["run_id"] == "run-last"
+
+
+@pytest.mark.parametrize("decides_first", ["the run", "the hand"])
+def test_of_a_run_and_a_hand_that_decide_at_once_one_counts(
+    store: Store, recipe: RunConfig, monkeypatch: pytest.MonkeyPatch, decides_first: str
+) -> None:
+    in_turn(store, recipe, "one", "two")
+    # Both have read the history before either writes; the names of their files decide.
+    run, seen = Run(store, recipe, "three", promoted_now(store, "nightly")), pointing._standing(store, "nightly")
+    if decides_first == "the run":
+        run.advance("a-flow")
+        monkeypatch.setattr(pointing, "_standing", Once(seen, pointing._standing))
+        with pytest.raises(StoreError, match=r"in place of run-two, but meanwhile run-three was promoted\. See `ssr"):
+            restore(store, "nightly", "run-one")
+        assert pointer(store)["run_id"] == "run-three"
+        return
+    restore(store, "nightly", "run-one")
+    monkeypatch.setattr(pointing, "_standing", Once(seen, pointing._standing))
+    assert run.advance("z-flow").outcome == "kept"
+    assert pointer(store)["run_id"] == "run-one"
+
+
+def test_a_history_from_before_there_was_a_way_back_is_read(store: Store, recipe: RunConfig) -> None:
+    in_turn(store, recipe, "one", "two")
+    for file in (Path(store.root) / "current" / "nightly").iterdir():
+        raw = json.loads(file.read_text())
+        for promoted in (raw["before"], raw["after"]):
+            if promoted:
+                del promoted["restored_at"]
+        file.write_text(json.dumps(raw))
+    pointing._READ.clear()
+    assert outcomes(store) == [("run-one", "promoted"), ("run-two", "promoted")]
+    assert restore(store, "nightly", "run-one").after == promoted_now(store, "nightly")
+
+
+def test_the_command_puts_back_and_says_what_it_refuses(store: Store, recipe: RunConfig) -> None:
+    in_turn(store, recipe, "one", "two")
+
+    def ssr(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "flows.cli", "current", *arguments, "--store", store.uri]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    done = ssr("nightly", "--restore", "run-one", "--reason", "rude [sic]")
+    assert done.returncode == 0
+    assert "nightly  run-one (ssr) since 20" in done.stdout
+    assert "restored  run-one, in place of run-two\n    by hand: rude [sic]\n" in done.stdout
+    assert pointer(store)["run_id"] == "run-one"
+    (found,) = json.loads(ssr("nightly", "--restore", "run-two", "--json").stdout)
+    assert found["current"]["run_id"] == "run-two"
+    assert [(event["outcome"], event["replaced"]) for event in found["history"]][:2] == [
+        ("restored", "run-one"), ("restored", "run-two"),
+    ]  # fmt: skip
+    for wrong, problem in (
+        (("nightly", "--restore", "run-two"), "is the promoted one already"),
+        (("nightly", "--restore", "run-x"), "no such run has ever promoted"),
+        (("weekly", "--restore", "run-one"), "weekly: no run of it"),
+        (("--restore", "run-one"), "ssr current NAME --restore RUN_ID"),
+        (("nightly", "--reason", "rude"), "ssr current NAME --restore RUN_ID"),
+    ):
+        refused = ssr(*wrong)
+        assert (refused.returncode, problem in " ".join(refused.stderr.split())) == (2, True), refused.stderr
+    assert len(outcomes(store)) == 4
 
 
 def test_the_command_shows_what_is_promoted_since_when_and_why(store: Store, recipe: RunConfig) -> None:
@@ -448,3 +668,6 @@ def test_current_moves_on_s3_as_it_does_here(on_s3: Store, recipe: RunConfig) ->
     assert pointing.names(on_s3) == ["nightly"]
     collect(on_s3, keep=0, remove=True)
     assert on_s3.verified(**now.adapter) is not None
+    restore(on_s3, "nightly", "run-one", reason="as it does here")
+    assert pointer(on_s3)["run_id"] == "run-one"
+    assert Run(on_s3, recipe, "late", now).advance("flow-3").outcome == "kept"

@@ -102,7 +102,7 @@ def connection_to(server: VllmServer, model: ModelConfig, config: EngineConfig, 
     return Connection(
         urls=[server.url], model=name, prompts=PromptReader(load_tokenizer(model)), context=server.context,
         concurrency=config.concurrency, timeout_seconds=config.timeout_seconds, is_vllm=True,
-        explain_death=server.explain_death, tokenizer_folder=model_folder(model),
+        explain_death=server.explain_death, last_lines=server.last_lines, tokenizer_folder=model_folder(model),
     )  # fmt: skip
 
 

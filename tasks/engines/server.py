@@ -145,7 +145,15 @@ class VllmServer:
         """Why the server is gone, with its last lines; None while it runs."""
         if self._process is None or self._process.poll() is None:
             return None
-        return f"the vLLM server ended with code {self._process.returncode}; its last lines:\n{self._last_lines()}"
+        return f"the vLLM server ended with code {self._process.returncode}; its last lines:\n{self.last_lines()}"
+
+    def last_lines(self) -> str:
+        """The telling ones of its log."""
+        try:
+            lines = self._log.read_text(errors="replace").splitlines()
+        except OSError:
+            return "    (no log)"
+        return "\n".join(f"    {line[:300]}" for line in _telling(lines))
 
     def _arguments(self) -> list[str]:
         c = self._config
@@ -196,15 +204,8 @@ class VllmServer:
             time.sleep(_POLL_SECONDS)
         raise StepError(
             f"the vLLM server is not ready after {self._config.start_timeout_seconds:g} s; its last lines:\n"
-            f"{self._last_lines()}\nRaise engine.start_timeout_seconds, or see {self._log}."
+            f"{self.last_lines()}\nRaise engine.start_timeout_seconds, or see {self._log}."
         )
-
-    def _last_lines(self) -> str:
-        try:
-            lines = self._log.read_text(errors="replace").splitlines()
-        except OSError:
-            return "    (no log)"
-        return "\n".join(f"    {line[:300]}" for line in _telling(lines))
 
     def _end(self) -> None:
         if self._process is not None:

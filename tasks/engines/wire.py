@@ -8,6 +8,9 @@ from pydantic import BaseModel, ValidationError
 
 from tasks.engines.base import Reply
 
+_BUSY = {429, 502, 503, 504}
+_TRANSIENT = {403, 408, 409, 425, 500}  # 403: firewalls refuse single texts so; for good it must not be
+
 
 class Failure(NamedTuple):
     """Why a request gave nothing.
@@ -69,6 +72,17 @@ class Completion(BaseModel):
     usage: Usage | None = None
 
 
+class ListedModel(BaseModel):
+    """The last is vLLM's own."""
+
+    id: str
+    max_model_len: int | None = None
+
+
+class ModelList(BaseModel):
+    data: list[ListedModel]
+
+
 def completion_from(said: bytes, n_rows: int) -> Completion | Failure:
     """The reply with its choices in the order of the prompts, if it is what was asked for."""
     try:
@@ -85,6 +99,35 @@ def completion_from(said: bytes, n_rows: int) -> Completion | Failure:
     if any(choice.text is None and choice.message is None for choice in found.choices):
         return Failure("malformed_reply: a choice without text", retryable=True)
     return found
+
+
+def failure_from(status: int, said: bytes, retry_after: str | None) -> Failure:
+    text = " ".join(said.decode(errors="replace").split())[:300]
+    if status in _BUSY:
+        return Failure(f"http_{status}: {text}", True, is_busy=True, wait_seconds=_asked_wait(retry_after))
+    if "context length" in text or "max_model_len" in text or "maximum model length" in text:
+        return Failure(f"context_overflow: {text}", retryable=False)
+    return Failure(f"http_{status}: {text}", retryable=status in _TRANSIENT)
+
+
+def _asked_wait(retry_after: str | None) -> float:
+    """Seconds of a Retry-After header; 0 for its rare form with a date."""
+    try:
+        return max(0.0, float(retry_after or 0))
+    except ValueError:
+        return 0.0
+
+
+def lists_model(said: bytes, name: str, context: int | None) -> bool:
+    """Whether a server's list of models has one, for prompts as long as before; so does a list that cannot be read."""
+    try:
+        found = ModelList.model_validate_json(said)
+    except ValidationError:
+        return True
+    return any(
+        model.id == name and (context is None or model.max_model_len is None or model.max_model_len >= context)
+        for model in found.data
+    )
 
 
 def reply_from(

@@ -69,6 +69,16 @@ def slow(seconds: float) -> Fault:
     return fault
 
 
+def long(seconds: float) -> Fault:
+    """A row whose answer takes so long; a single token comes at once."""
+
+    async def fault(request: web.BaseRequest, good: Json) -> None:
+        if json.loads(await request.read())["max_tokens"] > 1:
+            await asyncio.sleep(seconds)
+
+    return fault
+
+
 def cut(*, in_body: bool = False) -> Fault:
     """The connection breaks, before the reply or within it."""
 
@@ -112,25 +122,29 @@ class FaultyServer:
         dies_after: Answered rows after which it breaks all connections and is gone.
         models_seconds: How long its list of models takes.
         always: A fault for every request.
+        model: What it serves.
+        port: 0: any that is free.
 
     Attributes:
         paid: How often each prompt was answered.
         seen: How often each prompt was asked.
         most_rows: The most rows that were in flight at a time.
+        n_listed: How often it was asked for its models.
     """
 
     def __init__(
         self, *, faults: Iterable[Fault] = (), poison: dict[Prompt, int] | None = None, refuses: Iterable[str] = (),
         dies_after: float = math.inf, models_seconds: float = 0.0, always: Fault | None = None, context: int = 512,
+        model: str = "base", port: int = 0,
     ) -> None:  # fmt: skip
         self.faults, self.always = list(faults), always
         self.poison, self.refuses = poison or {}, frozenset(refuses)
         self.dies_after, self.models_seconds, self.context = dies_after, models_seconds, context
         self.paid: Counter[Prompt] = Counter()
         self.seen: Counter[Prompt] = Counter()
-        self.n_requests = self.most_rows = self._rows_in_flight = 0
+        self.n_requests = self.n_listed = self.most_rows = self._rows_in_flight = 0
         self.last_body: Json = {}
-        self.port = 0
+        self.model, self.port = model, port
         self._loop = asyncio.new_event_loop()
         self._ready, self._thread = threading.Event(), threading.Thread(target=self._run, daemon=True)
 
@@ -163,7 +177,7 @@ class FaultyServer:
 
     async def _listen(self) -> None:
         self._server = web.Server(self._answer)
-        self._listener = await self._loop.create_server(self._server, "127.0.0.1", 0)
+        self._listener = await self._loop.create_server(self._server, "127.0.0.1", self.port)
         self.port = self._listener.sockets[0].getsockname()[1]
 
     def _die(self) -> None:
@@ -176,10 +190,11 @@ class FaultyServer:
         if request.path == "/health":
             return web.Response()
         if request.path == "/v1/models":
+            self.n_listed += 1
             await asyncio.sleep(self.models_seconds)
             if self.always and (response := await self.always(request, {})):
                 return response
-            return web.json_response({"data": [{"id": "base", "owned_by": "vllm", "max_model_len": self.context}]})
+            return web.json_response({"data": [{"id": self.model, "owned_by": "vllm", "max_model_len": self.context}]})
         body = self.last_body = json.loads(await request.read())
         is_chat = request.path == "/v1/chat/completions"
         prompts = [body["messages"][-1]["content"]] if is_chat else [tuple(ids) for ids in body["prompt"]]

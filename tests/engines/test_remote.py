@@ -6,17 +6,21 @@ import math
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tasks.config import EngineConfig, ModelConfig
-from tasks.engines import Continuation, Engine, Reply, Request, Sampling, open_engine, remote
+from tasks.engines import Continuation, Engine, Reply, Request, Sampling, open_engine, replicas
 from tasks.engines.prompts import PromptReader
-from tasks.engines.remote import Connection, RemoteEngine
+from tasks.engines.remote import GROUP_ROWS, Connection, RemoteEngine
+from tasks.engines.replicas import Replica
 from tasks.errors import ConfigError, StepError
 from tasks.lab.tokenizer import build_tokenizer
 
@@ -32,22 +36,26 @@ from faulty_server import (
     first_choice,
     http,
     logprob_of,
+    long,
     said,
     slow,
 )
 
 Opened = Callable[..., AbstractContextManager[Engine]]
+Asked = Callable[[Callable[[int], FaultyServer], Callable[[FaultyServer], bool]], FaultyServer]
 
 SAMPLING = Sampling(max_new_tokens=8)
 JUDGING = Sampling(max_new_tokens=8, choices=("Yes", "No"))
+A_TOKEN = (0,)  # the prompt that a server in doubt is asked
 
 
 @pytest.fixture(autouse=True)
 def _no_long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "BACKOFF_SECONDS", 0.01)
-    monkeypatch.setattr(remote, "MAX_BACKOFF_SECONDS", 0.3)
-    monkeypatch.setattr(remote, "PROBE_SECONDS", 0.05)
-    monkeypatch.setattr(remote, "PATIENCE_SECONDS", 3.0)
+    monkeypatch.setattr(replicas, "BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(replicas, "MAX_BACKOFF_SECONDS", 0.3)
+    monkeypatch.setattr(replicas, "PROBE_SECONDS", 0.05)
+    monkeypatch.setattr(replicas, "PATIENCE_SECONDS", 3.0)
+    monkeypatch.setattr(replicas, "RETURN_SECONDS", 0.05)
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +85,19 @@ def prompt(reader: PromptReader, i: int) -> Prompt:
 def ask(connection: Connection, *servers: FaultyServer, n: int = 40, sampling: Sampling = SAMPLING) -> list[Reply]:
     engine = RemoteEngine(replace(connection, urls=[server.url for server in servers]))
     return list(engine.generate(requests(n), sampling))
+
+
+def requests_until(is_over: Callable[[], bool]) -> Iterator[Request]:
+    deadline = time.monotonic() + 30
+    for i in count():
+        if is_over():
+            return
+        assert time.monotonic() < deadline, "what the test waits for does not come"
+        yield request(i)
+
+
+def threads() -> set[threading.Thread]:
+    return set(threading.enumerate())
 
 
 def assert_all_answered(replies: list[Reply], reader: PromptReader, n: int = 40) -> None:
@@ -132,7 +153,7 @@ def test_requests_are_read_only_as_far_as_they_are_needed(connection: Connection
         replies = RemoteEngine(replace(connection, urls=[server.url])).generate(counted(), SAMPLING)
         next(replies)
         time.sleep(0.5)  # long enough to read far ahead
-        assert n_read <= 64 + 6 * remote.GROUP_ROWS
+        assert n_read <= 64 + 6 * GROUP_ROWS
         replies.close()
 
 
@@ -224,7 +245,6 @@ def test_a_likelihood_that_the_server_does_not_give_is_a_problem_and_not_zero(co
         (http(403), "http_403", True),
         (http(400), "http_400", False),
         (http(400, "maximum context length is 512 tokens"), "context_overflow", False),
-        (slow(1.0), "timeout", True),
         (cut(), "connection", True),
         (cut(in_body=True), "connection", True),
         (said("not JSON"), "malformed_reply", True),
@@ -245,10 +265,10 @@ def test_a_failed_row_is_a_reply_with_a_typed_problem(
     connection: Connection, fault: Fault, kind: str, retryable: bool
 ) -> None:
     with FaultyServer(faults=[fault] * 20) as server:
-        [reply] = ask(replace(connection, timeout_seconds=0.3), server, n=1)
+        [reply] = ask(connection, server, n=1)
     assert ((reply.problem or "").partition(":")[0], reply.retryable) == (kind, retryable)
     assert (reply.key, reply.text) == ("key-0", None)
-    assert server.n_requests <= remote.BUSY_TRIES, "tries are counted"
+    assert server.n_requests <= replicas.BUSY_TRIES, "tries are counted"
 
 
 FAULTS = [
@@ -282,7 +302,7 @@ def test_a_poisonous_row_fails_alone(connection: Connection, reader: PromptReade
     assert failed["key-13"].retryable is (status == 500)
     assert len(replies) == 40
     assert set(server.paid.values()) == {1}
-    assert server.seen[prompt(reader, 13)] <= 1 + remote.ROW_TRIES
+    assert server.seen[prompt(reader, 13)] <= 1 + replicas.ROW_TRIES
 
 
 def test_a_busy_server_is_asked_again_for_the_same_group(connection: Connection, reader: PromptReader) -> None:
@@ -353,7 +373,7 @@ def test_rows_that_were_answered_before_the_death_are_not_lost(connection: Conne
 
 
 def test_a_gateway_whose_server_is_gone_ends_the_job(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(replicas, "PATIENCE_SECONDS", 0.3)
     with FaultyServer(always=http(502)) as server, pytest.raises(StepError, match="http_502"):
         ask(connection, server)
 
@@ -361,7 +381,7 @@ def test_a_gateway_whose_server_is_gone_ends_the_job(connection: Connection, mon
 def test_a_server_that_accepts_connections_and_says_nothing_ends_the_job(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote, "PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(replicas, "PATIENCE_SECONDS", 0.3)
     with FaultyServer(always=slow(30)) as server, pytest.raises(StepError, match="no answer in"):
         ask(replace(connection, timeout_seconds=0.2), server)
 
@@ -376,14 +396,14 @@ def test_a_busy_server_that_lists_its_models_slowly_is_not_taken_for_dead(
 def test_a_server_that_answers_rows_is_not_taken_for_dead_whatever_else_it_leaves_unanswered(
     connection: Connection, reader: PromptReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote, "PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(replicas, "PATIENCE_SECONDS", 0.3)
     with FaultyServer(faults=[cut()] + [slow(0.1)] * 60, models_seconds=30) as server:
         assert_all_answered(ask(connection, server, n=400), reader, 400)
 
 
 def test_a_slow_row_does_not_take_its_server_out(connection: Connection, reader: PromptReader) -> None:
-    with FaultyServer(faults=[slow(0.5)] * 3) as server:
-        replies = ask(replace(connection, timeout_seconds=0.2), server, n=80)
+    with FaultyServer(faults=[slow(1)] * 3) as server:
+        replies = ask(replace(connection, timeout_seconds=0.5), server, n=80)
     assert_all_answered(replies, reader, 80)
 
 
@@ -401,11 +421,136 @@ def test_the_last_words_of_a_server_of_our_own_end_the_job(connection: Connectio
             ask(to, server)
 
 
+# --- servers that hang ---
+
+
+@pytest.mark.parametrize("by_chat", [False, True])
+def test_a_server_that_lists_its_models_and_answers_no_row_ends_the_job_after_two_time_outs(
+    connection: Connection, by_chat: bool
+) -> None:
+    to = replace(connection, timeout_seconds=0.3, prompts=None if by_chat else connection.prompts)
+    silence = r"no server answers any more .*it hangs: no row was answered in 0\.3 s"
+    with FaultyServer(faults=[slow(600)] * 10_000) as server, pytest.raises(StepError, match=silence):
+        ask(to, server, n=1_000)
+    assert set(server.seen.values()) == {1}
+    assert len(server.seen) == to.concurrency + 1, "the rows that were in flight, and one token"
+
+
+def test_a_server_of_our_own_that_hangs_ends_the_job_with_its_last_lines(connection: Connection) -> None:
+    to = replace(connection, timeout_seconds=0.3, last_lines=lambda: "    waiting for a lock")
+    with FaultyServer(faults=[slow(600)] * 10_000) as server, pytest.raises(StepError, match="waiting for a lock"):
+        ask(to, server, n=1_000)
+
+
+def test_the_rows_of_a_server_that_hangs_go_to_the_other(
+    connection: Connection, reader: PromptReader, caplog: pytest.LogCaptureFixture
+) -> None:
+    with FaultyServer(faults=[slow(600)] * 10_000) as hung, FaultyServer() as other:
+        engine = RemoteEngine(replace(connection, urls=[hung.url, other.url], timeout_seconds=1))
+        replies = list(engine.generate(requests_until(lambda: "it hangs" in caplog.text), SAMPLING))
+    assert_all_answered(replies, reader, len(replies))
+    assert f"{hung.url} is taken out" in caplog.text
+
+
+def test_rows_that_are_only_long_fail_as_rows_and_end_no_job(connection: Connection) -> None:
+    with FaultyServer(faults=[long(600)] * 10_000) as server:
+        replies = ask(replace(connection, timeout_seconds=1), server, n=20)
+    assert {(reply.problem, reply.retryable) for reply in replies} == {("timeout: no answer in 1 s", True)}
+    assert len(replies) == 20
+    assert server.seen.pop(A_TOKEN) > 0
+    assert set(server.seen.values()) == {1 + replicas.ROW_TRIES}
+
+
+# --- servers that come back ---
+
+
+def test_a_server_that_dies_and_comes_back_gets_rows_again_each_time(
+    connection: Connection, reader: PromptReader, caplog: pytest.LogCaptureFixture
+) -> None:
+    with FaultyServer() as other, ExitStack() as stack:
+        lives = [stack.enter_context(FaultyServer(dies_after=40))]
+        engine = RemoteEngine(replace(connection, urls=[lives[0].url, other.url]))
+        replies = []
+        for reply in engine.generate(requests_until(lambda: len(lives) == 3 and lives[2].paid.total() > 40), SAMPLING):
+            replies.append(reply)
+            if len(lives) < 3 and caplog.text.count("is taken out") == len(lives):
+                dies_after = 40 if len(lives) == 1 else math.inf
+                lives.append(stack.enter_context(FaultyServer(port=lives[0].port, dies_after=dies_after)))
+    assert_all_answered(replies, reader, len(replies))
+    assert caplog.text.count(f"{lives[0].url} is back") == 2
+    assert all(life.paid.total() - life.paid[A_TOKEN] >= GROUP_ROWS for life in lives)
+    paid = sum((server.paid for server in (*lives, other)), Counter[Prompt]())
+    del paid[A_TOKEN]
+    assert paid == Counter(prompt(reader, i) for i in range(len(replies)))
+
+
+@pytest.fixture
+def ask_while_one_comes_back(connection: Connection, reader: PromptReader, caplog: pytest.LogCaptureFixture) -> Asked:
+    """Rows for two servers, one of which is gone; once it is taken out, another starts at its port."""
+
+    def asked(start: Callable[[int], FaultyServer], is_over: Callable[[FaultyServer], bool]) -> FaultyServer:
+        with FaultyServer() as gone:
+            pass
+        with FaultyServer() as other, ExitStack() as stack:
+            back, is_started, replies = start(gone.port), False, []
+            engine = RemoteEngine(replace(connection, urls=[gone.url, other.url]))
+            for reply in engine.generate(requests_until(lambda: is_over(back)), SAMPLING):
+                replies.append(reply)
+                if not is_started and f"{gone.url} is taken out" in caplog.text:
+                    stack.enter_context(back)
+                    is_started = True
+        assert_all_answered(replies, reader, len(replies))
+        return back
+
+    return asked
+
+
+@pytest.mark.parametrize("fault", [cut(), http(400), http(404), http(429), http(500), http(503), said("{"), slow(600)])
+def test_a_server_that_comes_back_and_fails_whatever_it_is_asked_costs_no_row(
+    ask_while_one_comes_back: Asked, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, fault: Fault
+) -> None:
+    monkeypatch.setattr(replicas, "PATIENCE_SECONDS", 0.3)
+    back = ask_while_one_comes_back(
+        lambda port: FaultyServer(port=port, faults=[fault] * 1_000), lambda back: back.n_requests >= 3
+    )
+    assert set(back.seen) == {A_TOKEN}
+    assert back.n_requests < 5, "it is not asked for each row"
+    assert "is back" not in caplog.text
+
+
+@pytest.mark.parametrize("has", [{"model": "other"}, {"context": 511}, {"always": http(503)}, {"always": http(401)}])
+def test_a_server_that_comes_back_without_the_model_gets_no_row(
+    ask_while_one_comes_back: Asked, has: dict[str, Any]
+) -> None:
+    back = ask_while_one_comes_back(lambda port: FaultyServer(port=port, **has), lambda back: back.n_listed >= 3)
+    assert not back.seen
+
+
+def test_a_job_does_not_wait_for_a_server_that_may_come_back(ask_while_one_comes_back: Asked) -> None:
+    ends = []
+
+    def is_over(back: FaultyServer) -> bool:
+        if back.n_listed:
+            ends.append(time.monotonic())
+        return bool(ends)
+
+    before = threads()
+    ask_while_one_comes_back(lambda port: FaultyServer(port=port, models_seconds=600), is_over)
+    assert time.monotonic() - ends[0] < replicas.ASK_SECONDS / 2
+    assert threads() == before
+
+
+def test_a_server_that_comes_and_goes_is_asked_ever_less() -> None:
+    replica = Replica("http://127.0.0.1/v1", pause_seconds=5)
+    pauses = []
+    for _ in range(6):
+        before = time.monotonic()
+        replica.postpone_return()
+        pauses.append(round(replica.ask_at - before))
+    assert pauses == [5, 10, 20, 40, 60, 60]
+
+
 # --- between the threads ---
-
-
-def threads() -> set[threading.Thread]:
-    return set(threading.enumerate())
 
 
 def test_a_reader_that_stops_early_leaves_no_thread(connection: Connection) -> None:

@@ -1,0 +1,324 @@
+"""The servers of an engine: which one a request goes to, what becomes of one that fails, and how it comes back.
+
+A request goes to the least loaded server that lives. One that is gone, or whose model says nothing any more, is taken
+out, and its rows go to the others. While these work it is asked now and then whether it is back. When none is left the
+job ends at once.
+
+Not covered: what is asked (`tasks.engines.remote`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from tasks.engines.prompts import PromptReader
+from tasks.engines.wire import Completion, Failure, completion_from, failure_from, lists_model
+from tasks.errors import StepError
+
+logger = logging.getLogger(__name__)
+
+BUSY_TRIES, ROW_TRIES = 8, 3  # while the server takes nothing (a minute of back-off); where the row may be the cause
+BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.5, 30.0
+CONNECT_SECONDS = 10.0
+# uvicorn closes a connection that idles for 5 s: one reused just then would break.
+KEEPALIVE_SECONDS = 4.0
+PROBE_TRIES, PROBE_SECONDS = 3, 1.0  # refused connections, and the pause between them, until a server counts as gone
+PATIENCE_SECONDS = 60.0  # of silence until a server that still accepts connections counts as gone
+RETURN_SECONDS, MAX_RETURN_SECONDS = 5.0, 60.0  # until a server that was taken out is asked again: doubled each time
+ASK_SECONDS = 5.0  # for its list of models then
+_REFUSES_ALL = {401, 402, 404, 405}  # the key or the model is wrong: no row is to blame
+
+Json = dict[str, Any]  # Any: JSON values
+
+
+@dataclass
+class Connection:
+    """How to reach the servers.
+
+    Attributes:
+        urls: Base URLs that end in /v1.
+        model: The model's name there: the base or an adapter.
+        context: Longest prompt with its answer in tokens; None where only the server knows.
+        is_vllm: Whether the server takes vLLM's own fields: constraints, token ids, log-probabilities of the prompt.
+        tokenizer_folder: Where the tokenizer of `prompts` lies.
+        uses_proxy: Whether the proxies of the environment are used: never for a server of our own.
+        explain_death: What a server of our own said before it died; None while it lives, or where it is not ours.
+        last_lines: What a server of our own said last; None where it is not ours.
+    """
+
+    urls: Sequence[str]
+    model: str
+    prompts: PromptReader | None
+    context: int | None
+    concurrency: int
+    timeout_seconds: float
+    is_vllm: bool
+    api_key: str | None = None
+    tokenizer_folder: Path | None = None
+    uses_proxy: bool = False
+    explain_death: Callable[[], str | None] = field(default=lambda: None)
+    last_lines: Callable[[], str | None] = field(default=lambda: None)
+
+
+@dataclass
+class Replica:
+    """One server.
+
+    Attributes:
+        answered_at: When it last answered anything (monotonic seconds).
+        is_checked: Whether it is being asked for a token, because its rows are silent.
+        dead: Why it is out of use.
+        ask_at: When it is next asked whether it is back.
+        pause_seconds: Until the time after that.
+    """
+
+    url: str
+    in_flight: int = 0
+    answered_at: float = -math.inf
+    is_checked: bool = False
+    dead: str | None = None
+    ask_at: float = 0.0
+    pause_seconds: float = field(default_factory=lambda: RETURN_SECONDS)
+
+    def postpone_return(self) -> None:
+        """Later each time, for good: one that comes and goes is asked ever less."""
+        self.ask_at = time.monotonic() + self.pause_seconds
+        self.pause_seconds = min(MAX_RETURN_SECONDS, 2 * self.pause_seconds)
+
+
+class Replicas:
+    """The servers of one connection; may be used by several event loops at a time."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._to = connection
+        self._all = [Replica(url.rstrip("/")) for url in connection.urls]
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[aiohttp.ClientSession]:
+        """What rows are sent with. While it is open, servers that were taken out may come back."""
+        headers = {"Authorization": f"Bearer {self._to.api_key}"} if self._to.api_key else {}
+        limit = aiohttp.ClientTimeout(total=self._to.timeout_seconds, sock_connect=CONNECT_SECONDS)
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_SECONDS)
+        async with aiohttp.ClientSession(
+            connector=connector, timeout=limit, headers=headers, trust_env=self._to.uses_proxy
+        ) as session:
+            watching = [asyncio.create_task(self._watch(session, replica)) for replica in self._all]
+            try:
+                yield session
+            finally:
+                for task in watching:
+                    task.cancel()
+                await asyncio.gather(*watching, return_exceptions=True)
+
+    async def post(self, session: aiohttp.ClientSession, path: str, body: Json, n_rows: int) -> Completion | Failure:
+        """The reply to one request, tried again with back-off where that may help.
+
+        Raises:
+            StepError: No server is left, or one refuses whatever it is asked.
+        """
+        replica, n_tries = None, 0
+        while True:
+            replica = self._pick(avoid=replica)
+            replica.in_flight += 1
+            try:
+                found = await self._try(session, replica, path, body, n_rows)
+            finally:
+                replica.in_flight -= 1
+            n_tries += 1
+            if not isinstance(found, Failure) or not found.retryable or n_tries >= _tries(found, n_rows):
+                return found
+            await asyncio.sleep(max(_backoff(n_tries), min(MAX_BACKOFF_SECONDS, found.wait_seconds)))
+
+    def _pick(self, *, avoid: Replica | None) -> Replica:
+        """The least loaded server that lives; the one to avoid, or one in doubt, only if there is no other.
+
+        A server that fails fast has little in flight: without this it would draw every row.
+        """
+        living = self._living()
+        if not living:
+            reasons = "; ".join(f"{replica.url}: {replica.dead}" for replica in self._all)
+            raise StepError(
+                f"no server answers any more ({reasons}). Finished rows are kept; the same command goes on from there."
+            )
+        return min(living, key=lambda replica: (replica is avoid or replica.is_checked, replica.in_flight))
+
+    async def _try(
+        self, session: aiohttp.ClientSession, replica: Replica, path: str, body: Json, n_rows: int
+    ) -> Completion | Failure:
+        began = time.monotonic()
+        try:
+            status, said, wait = await self._send(session, replica, path, body)
+        except (aiohttp.ClientError, OSError) as error:
+            if _is_silence(error):
+                reason = f"no answer in {self._to.timeout_seconds:g} s"
+                await self._probe(session, replica, reason)
+                await self._check_model(session, replica, began)
+                return Failure(f"timeout: {reason}", retryable=True)
+            reason = f"{type(error).__name__}: {error}"
+            await self._probe(session, replica, reason)
+            return Failure(f"connection: {reason}", retryable=True, is_cut=True)
+        if status == 200:
+            replica.answered_at = time.monotonic()
+            return completion_from(said, n_rows)
+        failure = failure_from(status, said, wait)
+        if status in _REFUSES_ALL:
+            raise StepError(
+                f"{replica.url}/{path} refuses model {self._to.model} ({failure.problem}). Check engine.api_key_env, "
+                "engine.served_model and engine.urls. Finished rows are kept; the same command goes on from there."
+            )
+        if failure.is_busy and status != 429:  # a gateway speaks so for a server that is gone
+            await self._probe(session, replica, failure.problem)
+        else:
+            replica.answered_at = time.monotonic()
+        return failure
+
+    async def _send(
+        self, session: aiohttp.ClientSession, replica: Replica, path: str, body: Json
+    ) -> tuple[int, bytes, str | None]:
+        """Status, text, and the wait that the server asks for."""
+        async with session.post(f"{replica.url}/{path}", json={"model": self._to.model, **body}) as response:
+            return response.status, await response.read(), response.headers.get("Retry-After")
+
+    async def _send_least(self, session: aiohttp.ClientSession, replica: Replica) -> tuple[int, bytes]:
+        """Ask for one token."""
+        body: Json = {"max_tokens": 1, "temperature": 0.0}
+        if self._to.prompts is None:
+            path, body["messages"] = "chat/completions", [{"role": "user", "content": "Hello"}]
+        else:
+            path, body["prompt"] = "completions", [[0]]  # an id that every model has
+        status, said, _ = await self._send(session, replica, path, body)
+        return status, said
+
+    # --- servers that fail ---
+
+    async def _probe(self, session: aiohttp.ClientSession, replica: Replica, reason: str) -> None:
+        """After a request without an answer: is the server still there? If it is not, it gets no more rows.
+
+        Refused connections tell it within seconds. Silence may be work: it must last, towards every row.
+
+        Raises:
+            StepError: It is our own server and it has died.
+        """
+        began = time.monotonic()
+        n_refused = 0
+        while n_refused < PROBE_TRIES and (left := began + PATIENCE_SECONDS - time.monotonic()) > 0:
+            if said := self._to.explain_death():
+                raise StepError(f"{said}\nFinished rows are kept; the same command goes on from there.")
+            if replica.dead is not None or replica.answered_at > began:
+                return
+            try:
+                limit = aiohttp.ClientTimeout(total=left, sock_connect=CONNECT_SECONDS)
+                async with session.get(f"{replica.url}/models", timeout=limit) as response:
+                    if response.status < 500:
+                        return
+            except (aiohttp.ClientError, OSError):
+                n_refused += 1  # or silent until nothing is left
+            await asyncio.sleep(PROBE_SECONDS)
+        if replica.answered_at <= began:
+            self._take_out(replica, reason)
+
+    async def _check_model(self, session: aiohttp.ClientSession, replica: Replica, began: float) -> None:
+        """After a silent row, beside which nothing was answered: does the model still say anything?
+
+        An API may answer for a model that hangs, and each row would wait its full time for it. Or the rows are no more
+        than long: then one token comes. Rows without another server wait for it, so that they are not in its way.
+
+        Args:
+            began: When the row was sent.
+
+        Raises:
+            StepError: It is our own server and it hangs.
+        """
+        has_others = any(not other.is_checked for other in self._living(beside=replica))
+        while replica.is_checked:
+            if has_others:
+                return
+            await asyncio.sleep(PROBE_SECONDS)
+        if replica.dead is not None or replica.answered_at > began:
+            return
+        replica.is_checked = True
+        try:
+            # A wrong verdict on the last one would end the job; any other may come back.
+            async with asyncio.timeout(PATIENCE_SECONDS if has_others else None):
+                await self._send_least(session, replica)
+            is_silent = False
+        except (aiohttp.ClientError, OSError) as error:
+            is_silent = _is_silence(error)
+        finally:
+            replica.is_checked = False
+        if not is_silent:
+            replica.answered_at = time.monotonic()  # if by a broken connection, the next row finds out what it means
+        if replica.answered_at > began or (has_others and not self._living(beside=replica)):
+            return  # or it has become the last one, and was not given the time of that
+        reason = f"it hangs: no row was answered in {self._to.timeout_seconds:g} s, nor one token after that"
+        if (lines := self._to.last_lines()) is not None:
+            raise StepError(
+                f"{replica.url}: {reason}; its last lines:\n{lines}\nFinished rows are kept; the same command goes on "
+                "from there. If the machine is only slow, raise engine.timeout_seconds."
+            )
+        self._take_out(replica, reason)
+
+    def _living(self, *, beside: Replica | None = None) -> list[Replica]:
+        return [replica for replica in self._all if replica.dead is None and replica is not beside]
+
+    def _take_out(self, replica: Replica, reason: str) -> None:
+        if replica.dead is None:
+            replica.dead = reason
+            replica.postpone_return()
+            logger.warning("%s is taken out: %s", replica.url, reason)
+
+    # --- servers that come back ---
+
+    async def _watch(self, session: aiohttp.ClientSession, replica: Replica) -> None:
+        while True:
+            if replica.dead is not None and time.monotonic() >= replica.ask_at:
+                replica.postpone_return()
+                if await self._is_back(session, replica):
+                    replica.answered_at = time.monotonic()
+                    replica.dead = None
+                    logger.warning("%s is back", replica.url)
+            await asyncio.sleep(RETURN_SECONDS)
+
+    async def _is_back(self, session: aiohttp.ClientSession, replica: Replica) -> bool:
+        """Whether it has the model and gives a token: by its list alone, one that fails every row would be back."""
+        try:
+            async with session.get(
+                f"{replica.url}/models", timeout=aiohttp.ClientTimeout(total=ASK_SECONDS)
+            ) as response:
+                if response.status != 200 or not lists_model(await response.read(), self._to.model, self._to.context):
+                    return False
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                status, said = await self._send_least(session, replica)
+        except (aiohttp.ClientError, OSError):
+            return False
+        return status == 200 and not isinstance(completion_from(said, 1), Failure)
+
+
+def _tries(failure: Failure, n_rows: int) -> int:
+    """How often a request is tried that fails so. A group of which one row may be the cause is asked row by row."""
+    if failure.is_busy:
+        return BUSY_TRIES
+    if n_rows > 1:
+        return 1
+    return BUSY_TRIES if failure.is_cut else ROW_TRIES
+
+
+def _backoff(n_tries: int) -> float:
+    """Seconds to wait: doubled each time, with jitter so that rows do not come back all at once."""
+    return random.uniform(0.5, 1.0) * min(MAX_BACKOFF_SECONDS, BACKOFF_SECONDS * 2.0 ** (n_tries - 1))
+
+
+def _is_silence(error: Exception) -> bool:
+    """Whether a server took the connection and then said nothing in time."""
+    return isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError)

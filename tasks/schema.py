@@ -43,6 +43,7 @@ EXAMPLES = _table(
         _field("task", pa.string(), "grounded_qa, open, number or multiple_choice"),
         _field("messages", _messages, "the prompt as a chat, ending with the user"),
         _field("question", pa.string(), "the question alone"),
+        _field("dialogue", _messages, "the turns up to the answer, the question last", null="one question alone"),
         _field("document", pa.string(), "what the answer stands in", null="the task has none"),
         _field("golds", _strings, "acceptable answers; the first is the training target"),
         _field("incorrect", _strings, "texts that make an answer wrong; may be empty"),

@@ -26,7 +26,8 @@ def example(example_id: str, **changes: Any) -> Row:
     row = {
         "example_id": example_id, "source": "toy", "split": "train", "domain": "in", "task": "open",
         "messages": [{"role": "user", "content": f"Q {example_id}?"}], "question": f"Q {example_id}?",
-        "document": None, "golds": [f"gold {example_id}"], "incorrect": [], "answerable": None, "group": None,
+        "dialogue": None, "document": None, "golds": [f"gold {example_id}"], "incorrect": [], "answerable": None,
+        "group": None,
     }  # fmt: skip
     return row | changes
 

@@ -33,7 +33,7 @@ def _outside(*, config: DataConfig) -> dict[str, Any]:  # Any: JSON values
     return {source.key: source_digest(source) for source in sources_of(config)}
 
 
-@step(version=1, outside=_outside)
+@step(version=2, outside=_outside)
 def ingest(ctx: Context, *, config: DataConfig) -> None:
     """Read the sources; writes `examples.parquet`.
 
@@ -177,12 +177,18 @@ def _row(raw: RawExample, messages: list[Message], source: Source, *, test_share
         "task": source.task,
         "messages": messages,
         "question": raw.question,
+        "dialogue": _dialogue(raw),
         "document": raw.document,
         "golds": raw.golds,
         "incorrect": raw.incorrect,
         "answerable": raw.answerable,
         "group": raw.group,
     }
+
+
+def _dialogue(raw: RawExample) -> list[Message] | None:
+    turns = raw.messages or list(raw.history)
+    return turns if len(turns) > 1 else None
 
 
 def _split(source: Source, messages: list[Message], test_share: float) -> str:

@@ -1,7 +1,7 @@
 """Answers that people have labelled, judged as a run would judge them, and how far the judge agrees with the labels.
 
 A row has `question`, `gold` or `golds`, `candidate`, `label` (accept or reject), and where it applies `document`,
-`answerable`, `task` and `incorrect`.
+`dialogue` (turns with `role` and `content` up to the answer), `answerable`, `task` and `incorrect`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.config import AbstentionConfig, AuditConfig, EngineConfig, JudgeConfig, LlmJudgeConfig, Task
+from tasks.engines import Message
 from tasks.errors import DataError
 from tasks.judge.asking import CASES
 from tasks.judge.hearing import hear, rubrics
@@ -26,6 +27,7 @@ from tasks.statistics import Estimate, wilson
 from tasks.step import Context
 
 ALL, RULES, LLM = "all", "rules", "llm"
+_ROLES = ("system", "user", "assistant")
 _NEEDED = ("question", "candidate", "label")
 
 Row = Mapping[str, Any]  # Any: values of a file
@@ -128,7 +130,7 @@ def _labelled(row: Row, where: str) -> Labelled:
     document = None if row.get("document") is None else _text(row["document"], where, "document")
     case = Case(
         task, _text(row["question"], where, "question"), document, golds, row.get("answerable"),
-        _text(row["candidate"], where, "candidate"),
+        _text(row["candidate"], where, "candidate"), _dialogue(row.get("dialogue"), where),
     )  # fmt: skip
     return Labelled(case, _texts(row.get("incorrect"), where, "incorrect"), row["label"] == ACCEPT)
 
@@ -137,6 +139,18 @@ def _text(value: Any, where: str, name: str) -> str:  # Any: a value of a file
     if not isinstance(value, str):
         raise DataError(f"{where}: {name} is {value!r}, not a text.")
     return value
+
+
+def _dialogue(value: Any, where: str) -> list[Message] | None:  # Any: a value of a file
+    if value is None:
+        return None
+    turns = value if isinstance(value, list) else [value]
+    for turn in turns:
+        if not isinstance(turn, dict) or turn.get("role") not in _ROLES:
+            raise DataError(
+                f"{where}: dialogue has the turn {turn!r}. Write a role ({', '.join(_ROLES)}) and a content."
+            )
+    return [Message(role=turn["role"], content=_text(turn.get("content"), where, "content")) for turn in turns]
 
 
 def _texts(value: Any, where: str, name: str) -> list[str]:  # Any: a value of a file

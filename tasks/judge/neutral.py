@@ -18,7 +18,7 @@ _INVISIBLE = re.compile(
 )
 _LINE_ENDS = re.compile("\r\n|[\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 _WIDE = str.maketrans("＜＞［］｜：＿", "<>[]|:_")
-_FENCES = "document|question|golds?|candidate|answer|verdict|rubric|reasoning|system|user|assistant"
+_FENCES = "document|dialogue|question|golds?|candidate|answer|verdict|rubric|reasoning|system|user|assistant"
 _TAG = re.compile(
     rf"<{{1,2}}\s*[/|]?\s*[A-Za-z_/|][^<>\n]{{0,80}}>{{1,2}}|<\s*/?\s*(?:{_FENCES})\b|<\||\|>", re.IGNORECASE
 )

@@ -20,7 +20,7 @@ from tasks.digest import digest_of, stable_rng, stable_seed
 from tasks.judge.rubrics import Case
 from tasks.text import abstains, choice_letter, contains, final_number, normalise, token_recall
 
-COLUMNS = ["task", "question", "document", "golds", "incorrect", "answerable"]
+COLUMNS = ["task", "question", "dialogue", "document", "golds", "incorrect", "answerable"]
 REFUSALS = (
     "The text does not say.", "The document does not say.", "I do not know.",
     "There is not enough information to answer this.", "The document does not mention this.",
@@ -91,7 +91,9 @@ def _probe(kind: str, maker: Maker, row: Row, rows: Sequence[Row], seed: int, *,
     candidate = maker(row, rows, stable_rng(seed, row["example_id"], kind))
     if candidate is None:
         return None
-    case = Case(row["task"], row["question"], row["document"], row["golds"], row["answerable"], candidate)
+    case = Case(
+        row["task"], row["question"], row["document"], row["golds"], row["answerable"], candidate, row["dialogue"]
+    )  # fmt: skip
     probe_id = digest_of([row["example_id"], candidate])[:32]
     return Probe(probe_id, kind, row["example_id"], acceptable, case)
 

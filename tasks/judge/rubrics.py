@@ -1,8 +1,9 @@
 """Rubrics: what a judge is asked, from templates: see `tasks.templates`.
 
-A rubric sees `question`, `document` (null where there is none), `golds` and the first of them as `gold`, `candidate`,
-`answerable` (null where the task does not say) and `reasoning` (whether the verdict is asked for later); every text has
-been made harmless.
+A rubric sees `question`, `dialogue` (the turns up to the answer, each with role and content; null where the question
+stands alone), `document` (null where there is none), `golds` and the first of them as `gold`, `candidate`, `answerable`
+(null where the task does not say) and `reasoning` (whether the verdict is asked for later); every text has been made
+harmless.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from tasks.engines import Message
 from tasks.judge.neutral import neutral
 from tasks.templates import Kind
 
 _BY_TASK = {"grounded_qa": "grounded-qa.v1", "open": "open.v1", "number": "number.v1", "multiple_choice": "open.v1"}
 _RUBRICS = Kind(
     Path(__file__).parent / "rubrics", "judge.llm.rubric",
-    ("question", "document", "golds", "gold", "candidate", "answerable", "reasoning"),
+    ("question", "dialogue", "document", "golds", "gold", "candidate", "answerable", "reasoning"),
 )  # fmt: skip
 
 
@@ -30,6 +32,7 @@ class Case(NamedTuple):
     golds: list[str]
     answerable: bool | None
     candidate: str
+    dialogue: list[Message] | None = None
 
 
 def rubric_texts(rubric: str | None) -> dict[str, str]:
@@ -57,7 +60,14 @@ class Rubrics:
         """
         golds = [neutral(gold) for gold in case.golds]
         return self._templates[case.task].render(
-            question=neutral(case.question), document=None if case.document is None else neutral(case.document),
+            question=neutral(case.question), dialogue=_neutral(case.dialogue),
+            document=None if case.document is None else neutral(case.document),
             golds=golds, gold=golds[0], candidate=neutral(case.candidate), answerable=case.answerable,
             reasoning=self._reasoning,
         )  # fmt: skip
+
+
+def _neutral(dialogue: list[Message] | None) -> list[Message] | None:
+    if dialogue is None:
+        return None
+    return [{"role": turn["role"], "content": neutral(turn["content"])} for turn in dialogue]

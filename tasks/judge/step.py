@@ -140,7 +140,7 @@ def _judge_by_models(
 def _cases(known: Path, answers: Path, ruled: Path, render: Rubrics) -> Iterator[Row]:
     """What the models are asked of the outputs that no rule decides."""
     decided = (row["verdict"] for row in spooled(ruled, columns=["verdict"]))
-    pairs = _pairs(known, answers, ["task", "question", "document", "golds", "answerable"])
+    pairs = _pairs(known, answers, ["task", "question", "dialogue", "document", "golds", "answerable"])
     left = (pair for pair, verdict in zip(pairs, decided, strict=True) if verdict is None)
     for place, (example, output) in enumerate(left):
         known_of_it = {name: example[name] for name in Case._fields if name in example}

@@ -78,6 +78,9 @@ def test_each_agent_turn_becomes_an_example_with_the_dialogue_before_it(run, wri
     prompt = row["messages"][0]["content"]
     assert row["document"] in prompt
     assert prompt.endswith("User: I moved. What now?\nAgent: Report it within 10 days.\nUser: Online?\nAgent:")
+    turns = [("user", "I moved. What now?"), ("assistant", "Report it within 10 days."), ("user", "Online?")]
+    assert [(turn["role"], turn["content"]) for turn in row["dialogue"]] == turns
+    assert found.by_question()["I moved. What now?"]["dialogue"] is None  # nothing was said before
 
 
 def test_agent_turns_without_their_document_are_dropped_and_counted(run, write):

@@ -99,6 +99,7 @@ def test_a_chat_is_kept_as_it_is(run, write):
     row = {"chat": CHAT, "answer": "hi", "id": 1}
     (found,) = run({"path": write("a.jsonl", [row]), "fields": {"messages": "chat"}}).rows
     assert (found["messages"], found["question"], found["golds"]) == (CHAT, "Say hi.", ["hi"])
+    assert found["dialogue"] == CHAT
 
 
 def test_the_last_word_of_the_assistant_is_the_gold_where_there_is_no_answer(run, write):

@@ -42,6 +42,12 @@ def test_a_document_makes_it_a_grounded_question_and_several_golds_are_kept(tmp_
     assert found.incorrect == ["Rome"]
 
 
+def test_a_dialogue_is_part_of_the_case(tmp_path):
+    turns = [{"role": "user", "content": "I moved."}, {"role": "user", "content": "Where?"}]
+    (found,) = read_labelled(write(tmp_path / "rows.jsonl", {**ROW, "dialogue": turns}))
+    assert found.case.dialogue == turns
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -55,6 +61,8 @@ def test_a_document_makes_it_a_grounded_question_and_several_golds_are_kept(tmp_
         (json.dumps(ROW | {"candidate": 7}), "candidate is 7, not a text"),
         (json.dumps(ROW | {"task": "essay"}), "task is 'essay'. Known: grounded_qa"),
         (json.dumps(ROW | {"answerable": "no"}), "answerable is 'no'"),
+        (json.dumps(ROW | {"dialogue": [{"role": "agent", "content": "x"}]}), "Write a role (system, user, assistant)"),
+        (json.dumps(ROW | {"dialogue": [{"role": "user"}]}), "content is None, not a text"),
         ("[1]", "a row is a JSON object, found list"),
         ("{", "line 1: not JSON"),
     ],

@@ -68,6 +68,17 @@ def test_a_judge_is_shown_one_user_message_with_everything_it_needs(store, fake)
         assert f"<{tag}>\n{text}\n</{tag}>" in message["content"]
 
 
+def test_a_judge_of_a_dialogue_sees_what_was_said_before(store, fake):
+    judge = fake(by_words)
+    turns = [("user", "I moved."), ("assistant", "When?"), ("user", "Q a?")]
+    example = toy.example("a", dialogue=[{"role": role, "content": said} for role, said in turns])
+    verdicts(store, plan(store, [example, toy.example("b")], [toy.output(i, "Yes.") for i in "ab"], {}))
+    first, second = (message["content"] for (message,) in judge.prompts)
+    shown = "\n".join(f'<turn by="{role}">\n{said}\n</turn>' for role, said in turns)
+    assert f"<dialogue>\n{shown}\n</dialogue>\n\n<question>\nQ a?" in first
+    assert "dialogue" not in second
+
+
 # --- paid once ---
 
 
@@ -320,7 +331,7 @@ def test_a_rubric_that_is_not_there_is_named_before_anything_runs(store, fake):
 def test_a_rubric_that_uses_what_it_is_not_given_is_refused(store, fake, tmp_path):
     fake(by_words)
     (tmp_path / "mine.txt").write_text("{{ secret }}")
-    with pytest.raises(DataError, match="It may use question, document"):
+    with pytest.raises(DataError, match="It may use question, dialogue, document"):
         plan(store, EXAMPLES, OUTPUTS, {"rubric": str(tmp_path / "mine.txt")}).execute(store)
 
 

@@ -103,5 +103,10 @@ def test_few_rows_give_several_probes_each_but_none_twice():
     assert made(ROWS[:4], 5) == found[:5]
 
 
+def test_a_probe_of_a_dialogue_carries_its_turns():
+    turns = [{"role": "user", "content": "Hello."}, {"role": "user", "content": "Where?"}]
+    assert {str(probe.case.dialogue) for probe in made([row | {"dialogue": turns} for row in ROWS])} == {str(turns)}
+
+
 def test_no_rows_give_no_probes():
     assert made([]) == []

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from in_process import rehearsed
 
 from flows.current import history, promoted_now
 from tasks.config import RunConfig, parse_recipe
@@ -75,8 +76,6 @@ def recipe(folder: Path, model: Path, name: str, **promotion: Any) -> RunConfig:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, prefect_server: None) -> Runs:
-    from flows.run import rehearsal
-
     folder = tmp_path_factory.mktemp("growing")
     (folder / "days").mkdir()
     store, records = str(folder / "store"), {}
@@ -87,17 +86,17 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, prefect_ser
     sums(folder / "days" / "day-1.jsonl", 0, N_FIRST)
     sums(folder / "held.jsonl", 1000, 10)
     for name, run in (("first", every), ("new first", only_new), ("strict", strict)):
-        records[name] = rehearsal(run, store=store)
+        records[name] = rehearsed(run, store)
 
     sums(folder / "days" / "day-2.jsonl", N_FIRST, N_NEW)
     with pytest.MonkeyPatch.context() as patch:
         # Prefect gives a run that is tried again its old id.
         patch.setenv("PREFECT__RUNTIME__FLOW_RUN__ID", str(uuid.uuid4()))
-        records["grown"] = rehearsal(every, store=store)
-        records["tried again"] = rehearsal(every, store=store)
-    records["unchanged"] = rehearsal(every, store=store)
-    records["new grown"] = rehearsal(only_new, store=store)
-    records["new unchanged"] = rehearsal(only_new, store=store)
+        records["grown"] = rehearsed(every, store)
+        records["tried again"] = rehearsed(every, store)
+    records["unchanged"] = rehearsed(every, store)
+    records["new grown"] = rehearsed(only_new, store)
+    records["new unchanged"] = rehearsed(only_new, store)
     return Runs(open_store(store), records)
 
 

@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 import yaml
+from in_process import rehearsed
+
+from tasks.config import load_recipe
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "deployments" / "recipes"
@@ -110,7 +113,7 @@ def swapped(name: str, model: Path, folder: Path) -> dict[str, Any]:
     raw["arms"] = raw["arms"][:2]
     raw["evaluate"] |= {"benchmarks": ["lab_sums"], "limit": 2, "max_task_rows": 4, "max_new_tokens": 6}
     raw["report"]["n_bootstrap"] = 200
-    raw["execution"] = {"workers": 2, "threads": 1}
+    raw["execution"] = {"workers": 1}
     return raw
 
 
@@ -124,7 +127,9 @@ def ssr(*arguments: str, home: Path) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mistral-7b-md2d", "mistral-7b-nq", "small-24gb"])
-def test_a_shipped_recipe_is_priced_and_runs_to_its_report(name: str, tiny_model: Path, tmp_path: Path) -> None:
+def test_a_shipped_recipe_is_priced_and_runs_to_its_report(
+    name: str, tiny_model: Path, tmp_path: Path, prefect_server: None
+) -> None:
     recipe = tmp_path / f"{name}.yaml"
     recipe.write_text(yaml.safe_dump(swapped(name, tiny_model, tmp_path)))
     store = str(tmp_path / "store")
@@ -136,7 +141,7 @@ def test_a_shipped_recipe_is_priced_and_runs_to_its_report(name: str, tiny_model
     assert all(line["gpu_hours"] >= 0 and line["prompt_tokens"] > 0 for line in lines.values())
     assert priced["price"]["assumptions"]
 
-    record = ssr("run", str(recipe), "--store", store, home=tmp_path / "prefect")
+    record = rehearsed(load_recipe(recipe), store)
     assert record["status"] == "completed"
     report = ssr("report", record["run_id"], "--store", store, home=tmp_path / "prefect")
     assert [arm["name"] for arm in report["measured"]["arms"]] == [arm["name"] for arm in swapped_arms(recipe)]

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 import pytest
-import yaml
+from in_process import rehearsed
 
 from flows.needed import questions
+from flows.records import load_run
 from flows.rehearsal import plan_steps
+from flows.why import explain_row
 from tasks.config import parse_recipe
 from tasks.store import Store, open_store
 
-ROOT = Path(__file__).parents[2]
 ARMS = {"sft": "gold", "s3ft": "s3ft", "sdft": "rewrite_all", "probable": "min_nll"}
 BEFORE = ["ingest", "evaluate base", "generate", "judge"]
 
@@ -111,15 +109,6 @@ class Run(NamedTuple):
         return {(row["example_id"], row.get("sample_index", 0)): row for row in self.rows(label, table)}
 
 
-def ssr(*arguments: str, home: Path) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "flows.cli", *arguments], cwd=ROOT, env=os.environ | {"PREFECT_HOME": str(home)},
-        capture_output=True, text=True, timeout=900, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
 def stopping_model(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """The tiny model with many tokens that end an answer: random weights hardly ever say the one."""
@@ -134,7 +123,7 @@ def stopping_model(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, stopping_model: Path) -> Run:
+def finished(tmp_path_factory: pytest.TempPathFactory, stopping_model: Path, prefect_server: None) -> Run:
     folder = tmp_path_factory.mktemp("policies")
     raw = recipe(
         stopping_model, *ARMS.values(), generate={"n_samples": 3, "temperature": 1.0, "max_new_tokens": 24},
@@ -143,12 +132,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory, stopping_model: Path) -> 
         abstention={"phrases": ["e"]},
         train={"epochs": 1, "max_length": 256, "lora_rank": 4},
         evaluate={"benchmarks": [], "max_task_rows": 5, "max_new_tokens": 4},
-        report={"n_bootstrap": 200}, execution={"workers": 2, "threads": 1},
+        report={"n_bootstrap": 200},
     )  # fmt: skip
-    path, store = folder / "toy.yaml", folder / "store"
-    path.write_text(yaml.safe_dump(raw))
-    record = json.loads(ssr("run", str(path), "--store", str(store), "--json", home=folder / "prefect"))
-    return Run(open_store(str(store)), record)
+    store = str(folder / "store")
+    return Run(open_store(store), rehearsed(parse_recipe(raw, where="toy"), store))
 
 
 @pytest.mark.slow
@@ -198,10 +185,8 @@ def test_the_report_shows_rewrites_their_verdicts_and_what_they_cost(finished: R
 
 
 @pytest.mark.slow
-def test_the_chain_of_a_row_holds_its_rewrite_and_its_likelihoods(finished: Run, tmp_path: Path) -> None:
+def test_the_chain_of_a_row_holds_its_rewrite_and_its_likelihoods(finished: Run) -> None:
     example_id = finished.rows("select s3ft", "targets")[0]["example_id"]
-    chain = json.loads(
-        ssr("why", "latest", "--row", example_id, "--store", finished.store.uri, "--json", home=tmp_path)
-    )
+    chain = explain_row(finished.store, load_run(finished.store, "latest"), example_id)
     titles = {entry["title"] for entry in chain}
     assert {"rewrite: outputs", "judge rewrites: verdicts", "likelihood: likelihoods", "select s3ft: targets"} <= titles

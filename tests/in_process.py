@@ -1,0 +1,35 @@
+"""Whole runs whose steps work in the test's own process: a process each costs six seconds of imports.
+
+For tests of what steps make together. That each may have a process of its own is tested by runs on the command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.config import RunConfig
+from tasks.process import Result
+from tasks.progress import Progress
+from tasks.step import STEPS, Context
+from tasks.store import open_store
+
+
+def rehearsed(recipe: RunConfig, store: str) -> dict[str, Any]:
+    """The record of a run of this recipe; the test needs the fixture `prefect_server`."""
+    from flows.run import rehearsal
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tasks.step.run_in_process", _run_here)
+        record: dict[str, Any] = rehearsal(recipe, store=store)
+    return record
+
+
+def _run_here(spec: Mapping[str, Any], spec_path: Path, *, launcher: list[str], progress: Progress) -> Result:
+    store, out = open_store(spec["store"]), Path(spec["out"])
+    context = Context(store, spec["ref"], out, spec["inputs"], progress=progress, force=spec["force"])
+    STEPS[spec["ref"]["step"]].call(context, spec["sections"])
+    return Result(context.counts, context.facts)

@@ -63,6 +63,7 @@ def price(recipe: RunConfig, examples: Path, *, n_missing: int) -> list[Line]:
     lines += _more_asked(recipe, lengths, n_train, size)
     lines.append(_training(recipe, lengths, n_train, size))
     lines.append(_evaluating(recipe, lengths, answer, n_test, size))
+    lines += _drifting(recipe, lengths, answer, n_test, size)
     return lines
 
 
@@ -139,6 +140,15 @@ def _evaluating(recipe: RunConfig, lengths: Lengths, answer: float, n_test: int,
             requests = min(requests, recipe.evaluate.limit * 4)
         rows, prompt, new = rows + requests, prompt + requests * prompt_tokens, new + requests * new_tokens
     return _line(f"evaluate {n_models} models", round(rows * n_models), prompt / rows, new / rows, size)
+
+
+def _drifting(recipe: RunConfig, lengths: Lengths, answer: float, n_test: int, size: float | None) -> Iterator[Line]:
+    """The base draws an answer to each prompt, and every model is asked how probable it is."""
+    n, n_models = min(n_test, recipe.evaluate.drift_rows), 1 + len(recipe.arms)
+    if n:
+        n_asked = 1 + n_models
+        prompt, new = lengths.prompt + answer * n_models / n_asked, (answer + n_models) / n_asked
+        yield _line("drift", n * n_asked, prompt, new, size)
 
 
 def _line(work: str, n_rows: int, prompt: float, new: float, size: float | None) -> Line:

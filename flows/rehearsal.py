@@ -74,18 +74,20 @@ def rehearse(run: Runner, recipe: RunConfig, current: Promoted | None = None) ->
     measured = run(measure, "measure", examples=examples, **settings, **adapters, **rival) if on_server else None
     if on_server:
         made["scores_base"] = run(evaluate, "evaluate base", measured, examples=examples, **settings)
+    drawn = {"base": made["scores_base"]} if recipe.evaluate.drift_rows else {}
     for i, arm in enumerate(recipe.arms):
         made[f"scores_{i}"] = run(
             evaluate, f"evaluate {arm.name}", measured, examples=examples, adapter=adapters[f"adapter_{i}"],
-            **settings,
+            **settings, **drawn,
         )  # fmt: skip
     if recipe.promotion is not None:
         place = _place(recipe)
         compared = {"scores_base": made["scores_base"], "scores_arm": made[f"scores_{place}"]}
         if rival:
             compared["scores_current"] = made["scores_current"] = run(
-                evaluate, "evaluate current", measured, examples=examples, adapter=rival["adapter_current"], **settings
-            )
+                evaluate, "evaluate current", measured, examples=examples, adapter=rival["adapter_current"],
+                **settings, **drawn,
+            )  # fmt: skip
         if current is not None:
             compared["current"] = as_input(current.adapter)
         made["decision"] = run(

@@ -142,6 +142,30 @@ SCORES = _table(
     ],
 )  # fmt: skip
 
+_DRAWN = (
+    _field("cluster", pa.string(), "prompts that are not independent share it", null="stands alone"),
+    _field("n_tokens", pa.int32(), "tokens of the answer and its end", null="no score, see problem"),
+    _field("base_nll", pa.float64(), "mean negative log-likelihood per token under the base, nats", null="no score"),
+)
+_UNSCORED = _field("problem", pa.string(), "why there is no score", null="scored")
+
+DRAWN = _table(
+    "drawn", "example_id", [
+        _EXAMPLE_ID,
+        _field("text", pa.string(), "the answer that the base drew at temperature 1, stripped", null="failed"),
+        *_DRAWN, _UNSCORED,
+    ],
+)  # fmt: skip
+
+DRIFT = _table(
+    "drift", "example_id", [
+        _EXAMPLE_ID,
+        *_DRAWN,
+        _field("nll", pa.float64(), "the same under the adapter", null="no score"),
+        _UNSCORED,
+    ],
+)  # fmt: skip
+
 
 def check(schema: pa.Schema, expected: pa.Schema, *, where: object) -> None:
     """Refuse a table that is not of the expected schema.

@@ -21,6 +21,7 @@ class EvaluateConfig(Section):
     chat_template: bool = Field(default=True, description="Put benchmark prompts through the chat template")
     max_new_tokens: int = Field(default=256, gt=0, description="Longest answer to a task question")
     max_task_rows: int | None = Field(default=None, gt=0, description="Rows of each task test split; null: all")
+    drift_rows: int = Field(default=200, ge=0, description="Test prompts on which drift is measured; 0: none")
     benchmark_batch_size: int = Field(default=64, gt=0, description="Items a batch in lm-evaluation-harness")
     seed: int = Field(default=1234, description="Seed of few-shot draws")
 

@@ -166,6 +166,9 @@ class VllmServer:
         ]  # fmt: skip
         if has_cuda():
             found += ["--gpu-memory-utilization", str(c.memory_share)]
+        else:
+            # A seeded request whose prompt is taken in two steps ends the server: a CPU's generators have no offset.
+            found.append("--no-enable-chunked-prefill")
         if c.quantization:
             found += ["--quantization", c.quantization]
         if self._adapters:

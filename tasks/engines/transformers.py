@@ -10,11 +10,15 @@ import logging
 from collections.abc import Container, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tasks.config import ModelConfig
 from tasks.engines.base import Continuation, Likelihood, Message, Reply, Request, Sampling
 from tasks.engines.prompts import PromptReader, UnreadableChat
 from tasks.models import best_device, context_length, load_model, load_tokenizer, model_folder
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +35,7 @@ class TransformersEngine:
     def __init__(self, model: ModelConfig, *, batch_tokens: int, adapter: Path | None = None) -> None:
         self.tokenizer = load_tokenizer(model)
         self.model = load_model(model, adapter)
+        self.model.generation_config = _neutral(self.model.generation_config)
         self._prompts = PromptReader(self.tokenizer)
         self._batch_tokens = batch_tokens
         self._context = context_length(model_folder(model))
@@ -171,6 +176,18 @@ class TransformersEngine:
         targets = padded["input_ids"][:, -longest:].unsqueeze(-1)
         by_token = scores.gather(-1, targets).squeeze(-1)
         return {key: float(by_token[i, longest - len(answer) :].sum()) for i, (key, _, answer) in enumerate(rows)}
+
+
+def _neutral(config: GenerationConfig) -> GenerationConfig:
+    """Where an answer ends, and nothing else that a model's repository says of decoding, such as a penalty.
+
+    The recipe alone says how is sampled; our vLLM servers are started so, too.
+    """
+    from transformers import GenerationConfig
+
+    return GenerationConfig(
+        bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
+    )
 
 
 def overflow(n_prompt: int, n_new: int, context: int) -> str:

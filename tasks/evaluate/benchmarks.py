@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import logging
 from collections.abc import Iterator, Sequence
@@ -106,16 +107,21 @@ def _harness_model(engine: Engine, config: EvaluateConfig) -> LM:
 
 
 def _task(name: str) -> tuple[str, TaskManager]:
-    from lm_eval.tasks import TaskManager
-
     if name.endswith((".yaml", ".yml")):
-        manager = TaskManager(include_path=str(Path(name).parent))
+        manager = _manager(Path(name).parent.absolute(), defaults=True)
         name = Path(name).stem
     else:
-        manager = TaskManager(include_path=str(LAB_FOLDER), include_defaults=name not in LAB_BENCHMARKS)
+        manager = _manager(LAB_FOLDER, defaults=name not in LAB_BENCHMARKS)
     if name not in manager.all_tasks:
         raise DataError(f"benchmark {name!r}: lm-evaluation-harness has no such task. List them: lm-eval ls tasks")
     return name, manager
+
+
+@functools.cache  # to index the harness's thousands of tasks takes seconds
+def _manager(folder: Path, *, defaults: bool) -> TaskManager:
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=str(folder), include_defaults=defaults)
 
 
 def _rows(

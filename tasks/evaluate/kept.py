@@ -20,7 +20,7 @@ from tasks.models import model_digest
 from tasks.store import Ref, Store
 
 _VERSION = 1  # raise it when the same key would give other items
-_OF_THE_TASK = ("benchmarks", "max_task_rows", "max_new_tokens")  # settings that no benchmark reads
+_OF_THE_TASK = ("benchmarks", "max_task_rows", "max_new_tokens", "drift_rows")  # settings that no benchmark reads
 
 
 def key_of(

@@ -1,13 +1,14 @@
-"""The evaluate step: base or adapter, under identical settings, a score for every item.
+"""The evaluate step: base or adapter, under identical settings, a score for every item, and the adapter's drift.
 
-Finished parts (one source of the task, one benchmark) are kept in the work folder and on the store, so that a killed
-evaluation goes on with the next part, on any machine; benchmarks also for later runs (`tasks.evaluate.kept`).
+Finished parts (one source of the task, one benchmark, the drift) are kept in the work folder and on the store, so that
+a killed evaluation goes on with the next part, on any machine; benchmarks also for later runs (`tasks.evaluate.kept`).
 lm-evaluation-harness's own request cache is not used: it is not keyed by model.
 """
 
 from __future__ import annotations
 
 import functools
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 from tasks import schema, work
 from tasks.config import AbstentionConfig, EngineConfig, EvaluateConfig, ModelConfig
 from tasks.engines import Engine, Request, Sampling, open_engine
-from tasks.evaluate import benchmarks, kept
+from tasks.evaluate import benchmarks, drift, kept
 from tasks.evaluate.metrics import Answered, item_scores
 from tasks.models import best_device, model_digest
 from tasks.process import one_process
@@ -30,7 +31,7 @@ ItemRow = dict[str, object]
 
 
 @step(
-    version=2,
+    version=3,
     outside=lambda *, model, engine, config, abstention: {
         "model": model_digest(model),
         "benchmarks": benchmarks.content_digests(config),
@@ -39,17 +40,21 @@ ItemRow = dict[str, object]
 )
 def evaluate(
     ctx: Context, *, model: ModelConfig, engine: EngineConfig, config: EvaluateConfig, abstention: AbstentionConfig,
-    examples: Ref, adapter: Ref | None = None,
+    examples: Ref, adapter: Ref | None = None, base: Ref | None = None,
 ) -> None:  # fmt: skip
     """Score the base model, or an adapter on it; writes `items.parquet` and `scores.parquet`.
 
+    With `drift_rows`, also `drawn.parquet` of the base, and from it `drift.parquet` of an adapter.
+
     Args:
         abstention: What counts as a refusal, the same as for the judge.
+        base: The evaluation of the base, for an adapter's drift.
     """
     path = ctx.path(examples, "examples.parquet")
     parts: list[Path] = []
     sources = _test_sources(path)
-    planned = len(sources) + len(benchmarks.names(config))
+    has_drift = config.drift_rows > 0 and (adapter is None or base is not None)
+    planned = len(sources) + has_drift + len(benchmarks.names(config))
     with ExitStack() as stack:
         folder = ctx.path(adapter, "adapter") if adapter else None
         # At first use: a resumed evaluation may have nothing left to ask the model.
@@ -65,6 +70,9 @@ def evaluate(
             )
             parts.append(_keep(ctx, f"benchmark-{Path(name).stem}.parquet", rows, key=key))
             ctx.progress(len(parts), planned, Path(name).stem)
+        if has_drift:
+            _write_drift(ctx, load, path, config, base)
+            ctx.progress(planned, planned, "drift")
     _write(ctx, parts, _families(path))
     ctx.facts |= {"device": best_device(), "measured": _measured(ctx, adapter)}
 
@@ -81,7 +89,9 @@ def _families(path: Path) -> dict[str, str]:
     return {f"task:{pair['source']}": f"task-{pair['domain']}" for pair in pairs}
 
 
-def _keep(ctx: Context, name: str, rows: Callable[[], Iterator[ItemRow]], *, key: str = "") -> Path:
+def _keep(
+    ctx: Context, name: str, rows: Callable[[], Iterator[ItemRow]], *, table: pa.Schema = schema.ITEMS, key: str = ""
+) -> Path:
     """Write a part unless an earlier try, here or elsewhere, already did; it appears whole or not at all.
 
     Args:
@@ -94,7 +104,7 @@ def _keep(ctx: Context, name: str, rows: Callable[[], Iterator[ItemRow]], *, key
         ctx.facts.setdefault("measured_before", []).append(name)
         return path
     temporary = path.with_suffix(".part")
-    with schema.TableWriter(temporary, schema.ITEMS) as writer:
+    with schema.TableWriter(temporary, table) as writer:
         writer.write(list(rows()))
     temporary.replace(path)
     work.push(ctx.store, ctx.ref, name)
@@ -123,6 +133,21 @@ def _task_items(
         item = Answered(row["task"], row["golds"], row["answerable"], reply.text)
         for metric, score in item_scores(item, abstention.phrases).items():
             yield common | {"metric": metric, "score": score}
+
+
+def _write_drift(
+    ctx: Context, load: Callable[[], Engine], path: Path, config: EvaluateConfig, base: Ref | None
+) -> None:
+    """What the base draws, or how far the adapter has moved from it: a row a prompt, with a score or a reason."""
+    prompts = drift.prompts(path, config)
+    if base is None:
+        part = _keep(ctx, "drawn.parquet", lambda: drift.draw(load(), prompts, config), table=schema.DRAWN)
+    else:
+        drawn = ctx.path(base, "drawn.parquet")
+        part = _keep(ctx, "drift.parquet", lambda: drift.compare(load(), prompts, drawn), table=schema.DRIFT)
+    shutil.copyfile(part, ctx.out / part.name)
+    problems = pq.read_table(part, columns=["problem"]).column("problem")
+    ctx.counts |= {"drift_rows": len(prompts), "drift_unscored": len(problems) - problems.null_count}
 
 
 def _write(ctx: Context, parts: list[Path], families: dict[str, str]) -> None:

@@ -18,7 +18,7 @@ from tasks.step import Context, Planned, as_input, step
 from tasks.store import Ref
 
 
-@step(version=1, outside=evaluate.outside, launcher=one_process)
+@step(version=2, outside=evaluate.outside, launcher=one_process)
 def measure(
     ctx: Context, *, model: ModelConfig, engine: EngineConfig, config: EvaluateConfig, abstention: AbstentionConfig,
     examples: Ref, **adapters: Ref,
@@ -32,19 +32,24 @@ def measure(
     # In this process, beside the server, and not in one more each.
     here = dataclasses.replace(evaluate, launcher=None)
     refs = {ref["fingerprint"]: ref for ref in adapters.values()}
-    planned = [here.plan("evaluate base", **sections, examples=as_input(examples))]
-    planned += [
-        here.plan("evaluate", **sections, examples=as_input(examples), adapter=as_input(r)) for r in refs.values()
+    base = here.plan("evaluate base", **sections, examples=as_input(examples))
+    drawn = {"base": base} if config.drift_rows else {}
+    planned = [base] + [
+        here.plan("evaluate", **sections, examples=as_input(examples), adapter=as_input(ref), **drawn)
+        for ref in refs.values()
     ]
-    missing = [one for one in planned if one.reusable(ctx.store) is None]
-    if missing:
+    n_measured = 0
+    if any(one.reusable(ctx.store) is None for one in planned):
         folders = {f"adapter_{i}": ctx.path(ref, "adapter") for i, ref in enumerate(refs.values())}
         with shared_server(model, engine, work=ctx.work, adapters=folders):
-            for i, one in enumerate(missing):
-                one.execute(ctx.store)
-                ctx.progress(i + 1, len(missing), one.label)
+            for i, one in enumerate(planned):
+                # Asked again: a base that was just measured has drawn answers that no adapter has seen.
+                if one.reusable(ctx.store) is None:
+                    one.execute(ctx.store)
+                    n_measured += 1
+                ctx.progress(i + 1, len(planned), one.label)
     (ctx.out / "measured.json").write_text(json.dumps(_made(planned), indent=2) + "\n")
-    ctx.counts |= {"models": len(planned), "models_measured": len(missing)}
+    ctx.counts |= {"models": len(planned), "models_measured": n_measured}
 
 
 def _made(planned: list[Planned]) -> list[Any]:  # Any: JSON values

@@ -110,6 +110,36 @@ def front(arms: Sequence[Arm]) -> str | None:
         return _svg(figure, "front", "Task gain against retention, one point an arm")
 
 
+def drift(arms: Sequence[Arm]) -> str | None:
+    """Mean change on general benchmarks by drift, one point an arm; arms of a policy are joined as in `front`."""
+    placed = [
+        (arm, arm.drift.per_token, arm.general)
+        for arm in sorted(arms, key=lambda arm: arm.learning_rate)
+        if arm.drift and arm.drift.per_token.value is not None and arm.general
+    ]
+    if not placed:
+        return None
+    with _figure(4.4) as (figure, axes):
+        for policy in dict.fromkeys(arm.policy for arm, _, _ in placed):
+            line = [(e.value, 100 * g.delta) for arm, e, g in placed if arm.policy == policy]
+            colour = next(look(arms)[arm.name][0] for arm, _, _ in placed if arm.policy == policy)
+            axes.plot(*zip(*line, strict=True), color=colour, linewidth=1, alpha=0.6)
+        for arm, estimate, general in placed:
+            colour, marker, _ = look(arms)[arm.name]
+            value, low, high = estimate.value or 0.0, estimate.low or 0.0, estimate.high or 0.0
+            axes.errorbar(
+                value, 100 * general.delta, xerr=[[value - low], [high - value]], yerr=_arms_of(general),
+                color=colour, marker=marker, markersize=7, elinewidth=1.2, linestyle="none", label=arm.name,
+            )  # fmt: skip
+        axes.axhline(0, color=_TEXT, linewidth=0.8, linestyle=":")
+        axes.set_xlabel("drift on task prompts, nats a token")
+        axes.set_ylabel("mean general change, points")
+        axes.grid()
+        axes.margins(x=0.08, y=0.12)
+        _legend_above(figure)
+        return _svg(figure, "drift", "Mean change on general benchmarks by drift, one point an arm")
+
+
 def target_mix(mixes: Sequence[Mix]) -> str | None:
     """Shares of self, rewrite and gold targets, a bar for each distinct set of targets."""
     if not mixes:

@@ -14,6 +14,7 @@ import numpy as np
 
 from tasks import statistics
 from tasks.config import ArmConfig, RunConfig
+from tasks.report.drifted import Drift, drift_of
 from tasks.scores import Key, items_of, keys_of
 from tasks.statistics import Average, Comparison, Estimate, Method
 
@@ -44,6 +45,7 @@ class Arm:
     Attributes:
         task: Average change on in-domain task splits, `transfer` on out-of-domain ones, `general` on benchmarks.
         non_inferior: Whether a mean loss of report.margin on general benchmarks is ruled out.
+        drift: None where it was not measured.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Arm:
     transfer: Average | None
     general: Average | None
     non_inferior: bool | None
+    drift: Drift | None
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,9 @@ def measure(folders: Mapping[str, Path], recipe: RunConfig) -> Measured:
         return statistics.mean(scores, clusters=names, method=method)
 
     base = [Score(key, estimate(key, BASE), None, None) for key in keys]
-    arms = [_arm(arm, recipe, keys, estimate, change, method) for arm in recipe.arms]
+    arms = [
+        _arm(arm, recipe, keys, estimate, change, method, drift_of(folders[arm.name], method)) for arm in recipe.arms
+    ]
     best = _best(arms)
     reference = "gold" if "gold" in best else arms[0].policy
     contrasts = _contrasts(arms, best, reference, keys, change, method)
@@ -124,7 +129,7 @@ def measure(folders: Mapping[str, Path], recipe: RunConfig) -> Measured:
 
 def _arm(
     arm: ArmConfig, recipe: RunConfig, keys: Sequence[Key], estimate: Callable[[Key, str], Estimate], change: Change,
-    method: Method,
+    method: Method, drift: Drift | None,
 ) -> Arm:  # fmt: skip
     changes = {key: change(key, BASE, arm.name) for key in keys if key.metric not in _OWN_ITEMS}
     adjusted = _adjusted(changes)
@@ -133,7 +138,8 @@ def _arm(
     task, transfer, general = (_average(changes, family, method) for family in ("task-in", "task-out", "general"))
     kept = statistics.non_inferior(general.low, margin=recipe.report.margin) if general else None
     return Arm(
-        arm.name, arm.policy, train.learning_rate, train.epochs, train.seed, scores, task, transfer, general, kept
+        arm.name, arm.policy, train.learning_rate, train.epochs, train.seed, scores, task, transfer, general, kept,
+        drift,
     )  # fmt: skip
 
 

@@ -15,6 +15,8 @@ from tasks.report.wording import (
     interval,
     level,
     listed,
+    nats,
+    nats_interval,
     p_value,
     policy_name,
     rate,
@@ -169,8 +171,45 @@ def comparison(found: Findings) -> Iterator[Block]:
             "better at both; the base stands at 0, 0. Lines join the arms of a policy in order of the learning rate; "
             f"bars are {intervals}.",
         )  # fmt: skip
+    if svg := charts.drift(arms):
+        yield Chart(
+            svg, "Forgetting (down is worse) by drift (right is further from the base). Lines join the arms of a "
+            f"policy in order of the learning rate; bars are {intervals}.",
+        )  # fmt: skip
+    if any(arm.drift for arm in arms):
+        yield _drift(found)
     if found.measured.contrasts:
         yield _contrasts(found)
+
+
+def _drift(found: Findings) -> Table:
+    return Table(
+        ["Arm", "Drift", "Tokens an answer", "Answers", "Unscored", "General"],
+        [_drift_row(arm, found.confidence) for arm in found.measured.arms],
+        _DRIFT_CAPTION.format(level=level(found.confidence)),
+    )
+
+
+def _drift_row(arm: Arm, confidence: float) -> list[Cell]:
+    cells = [Cell(MISSING) for _ in range(4)]
+    if arm.drift:
+        estimate, n_tokens = arm.drift.per_token, arm.drift.mean_tokens
+        reasons = [f"{name} {count(n)}" for name, n in arm.drift.unscored.items()]
+        cells = [
+            Cell(nats(estimate.value), nats_interval(estimate.low, estimate.high)),
+            Cell(MISSING if n_tokens is None else f"{n_tokens:.1f}"), Cell(count(estimate.n)),
+            Cell(count(estimate.n_missing), "\n".join(reasons)),
+        ]  # fmt: skip
+    return [Cell(arm.name), *cells, _average_cell(arm.general, confidence)]
+
+
+_DRIFT_CAPTION = (
+    "Drift: how much less probable an arm finds the answers that the base itself draws to the task's in-domain test "
+    "prompts, in nats a token with {level} intervals: the forward KL divergence from base to arm, 0 for the base. The "
+    "more drift, the more forgetting is to be expected (arXiv 2509.04259), without any old data; it stands beside the "
+    "measured change, not in its place. Answers that were cut off at the token limit, or empty, are left out and "
+    "counted as unscored."
+)
 
 
 def _contrasts(found: Findings) -> Table:

@@ -38,6 +38,15 @@ def interval(low: float | None, high: float | None, *, sign: bool) -> str:
     return f"[{write(low)}, {write(high)}]"
 
 
+def nats(value: float | None) -> str:
+    """Nats a token, three digits: 0.0312."""
+    return MISSING if value is None else f"{value:#.3g}" if value else "0"
+
+
+def nats_interval(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f"[{nats(low)}, {nats(high)}]"
+
+
 def p_value(p: float | None) -> str:
     if p is None:
         return MISSING

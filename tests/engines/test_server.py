@@ -40,6 +40,12 @@ def config(vllm_python: Path) -> EngineConfig:
 
 
 @pytest.fixture(scope="module")
+def uncompiled(config: EngineConfig) -> EngineConfig:
+    """For servers that are only started and ended: compiling a model takes them half a minute."""
+    return config.model_copy(update={"extra_args": ("--enforce-eager",)})
+
+
+@pytest.fixture(scope="module")
 def model(tiny_model: Path) -> ModelConfig:
     return ModelConfig(base=str(tiny_model))
 
@@ -157,13 +163,13 @@ def test_its_log_is_kept(served: Engine, work: Path) -> None:
 
 @pytest.mark.slow
 def test_a_broken_model_is_told_with_the_servers_last_lines(
-    tiny_model: Path, config: EngineConfig, tmp_path: Path
+    tiny_model: Path, uncompiled: EngineConfig, tmp_path: Path
 ) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(tiny_model, broken)
     (broken / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0not json")
     with pytest.raises(StepError, match="ended with code") as error:
-        open_engine(ModelConfig(base=str(broken)), config, work=tmp_path).__enter__()
+        open_engine(ModelConfig(base=str(broken)), uncompiled, work=tmp_path).__enter__()
     assert "Error" in str(error.value)
     assert str(tmp_path / "vllm.log") in str(error.value)
     assert records_of(tmp_path) == []
@@ -175,10 +181,10 @@ def records_of(work: Path) -> list[Record]:
 
 @pytest.mark.slow
 def test_a_server_that_is_killed_ends_the_job_with_its_last_lines(
-    model: ModelConfig, config: EngineConfig, tmp_path: Path
+    model: ModelConfig, uncompiled: EngineConfig, tmp_path: Path
 ) -> None:
     many = [request._replace(key=f"{request.key}-{i}") for i in range(250) for request in lab_requests()]
-    with open_engine(model, config, work=tmp_path) as engine:
+    with open_engine(model, uncompiled, work=tmp_path) as engine:
         [record] = records_of(tmp_path)
         replies = engine.generate(many, Sampling(max_new_tokens=100))
         next(replies)
@@ -197,16 +203,17 @@ import sys, time
 from pathlib import Path
 from tasks.config import EngineConfig, ModelConfig
 from tasks.engines import open_engine
-with open_engine(ModelConfig(base=sys.argv[1]), EngineConfig(kind="vllm"), work=Path(sys.argv[2])):
+config = EngineConfig.model_validate_json(sys.argv[3])
+with open_engine(ModelConfig(base=sys.argv[1]), config, work=Path(sys.argv[2])):
     print("ready", flush=True)
     time.sleep(600)
 """
 
 
 @pytest.mark.slow
-def test_the_server_of_a_killed_run_does_not_stay(model: ModelConfig, config: EngineConfig, tmp_path: Path) -> None:
+def test_the_server_of_a_killed_run_does_not_stay(model: ModelConfig, uncompiled: EngineConfig, tmp_path: Path) -> None:
     env = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", OWNER, model.base, str(tmp_path)]
+    command = [sys.executable, "-c", OWNER, model.base, str(tmp_path), uncompiled.model_dump_json()]
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE) as owner:
         assert owner.stdout is not None
         assert owner.stdout.readline() == b"ready\n"

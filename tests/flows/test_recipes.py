@@ -136,7 +136,7 @@ def test_a_shipped_recipe_is_priced_and_runs_to_its_report(
 
     priced = ssr("plan", str(recipe), "--store", store, home=tmp_path / "prefect")
     lines = {line["work"].split()[0]: line for line in priced["price"]["lines"]}
-    assert {"generate", "judge", "train", "evaluate"} <= set(lines)
+    assert {"generate", "judge", "train", "evaluate", "drift"} <= set(lines)
     assert lines["generate"]["rows"] == priced["rows_to_generate"] > 0
     assert all(line["gpu_hours"] >= 0 and line["prompt_tokens"] > 0 for line in lines.values())
     assert priced["price"]["assumptions"]

@@ -13,7 +13,7 @@ from tasks.models import LAB_MODEL, load_model, load_tokenizer
 @pytest.fixture(scope="module")
 def figures() -> dict[str, float]:
     model = ModelConfig(base="lab")
-    return gates.measure(gates.answerer(load_model(model), load_tokenizer(model)), n=200, seed=1)
+    return gates.measure(gates.answerer(load_model(model), load_tokenizer(model)), n=100, seed=1)
 
 
 @pytest.mark.slow
@@ -23,7 +23,7 @@ def test_the_model_knows_when_a_document_does_not_hold_the_answer(figures: dict[
 
 @pytest.mark.slow
 def test_the_model_answers_what_the_document_holds(figures: dict[str, float]) -> None:
-    assert gates.recall(figures) >= gates.RECALL_GATE - 0.02  # 400 probes: two standard errors
+    assert gates.recall(figures) >= gates.RECALL_GATE - 0.03  # 200 probes: two standard errors
 
 
 @pytest.mark.slow

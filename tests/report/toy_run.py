@@ -13,7 +13,7 @@ import pyarrow as pa
 from tasks.config import RunConfig
 from tasks.digest import digest_of
 from tasks.report import report
-from tasks.schema import EXAMPLES, ITEMS, METRICS, OUTPUTS, SCORES, TARGETS, VERDICTS, TableWriter
+from tasks.schema import DRIFT, EXAMPLES, ITEMS, METRICS, OUTPUTS, SCORES, TARGETS, VERDICTS, TableWriter
 from tasks.step import Context
 from tasks.store import Manifest, Ref, Store, describe_files
 
@@ -61,7 +61,7 @@ class Run:
         self.artifacts[name] = Ref(step=step, fingerprint=fingerprint)
         return self.artifacts[name]
 
-    def put_scores(self, name: str, scores: Scores) -> None:
+    def put_scores(self, name: str, scores: Scores, drift: list[Row] | None = None) -> None:
         items, means = [], []
         for (family, benchmark, metric), values in sorted(scores.items(), key=lambda entry: entry[0][1:]):
             items += [_item(benchmark, metric, i, value) for i, value in enumerate(values)]
@@ -70,8 +70,9 @@ class Run:
                 "benchmark": benchmark, "metric": metric, "family": family, "n": len(scored),
                 "value": float(np.mean(scored)) if scored else None, "n_unscored": len(values) - len(scored),
             })  # fmt: skip
-        self.put(f"scores_{name}", "evaluate", {"items.parquet": (ITEMS, items), "scores.parquet": (SCORES, means)},
-                 {"rows_in": len(items), "rows_out": len(items)})  # fmt: skip
+        files = {"items.parquet": (ITEMS, items), "scores.parquet": (SCORES, means)}
+        files |= {"drift.parquet": (DRIFT, drift)} if drift is not None else {}
+        self.put(f"scores_{name}", "evaluate", files, {"rows_in": len(items), "rows_out": len(items)})
 
     def report(self, out: Path) -> Path:
         out.mkdir(parents=True)
@@ -152,6 +153,15 @@ def _metric(step: int, arm: int) -> Row:
 
 def zeros_and_ones(ones: int, n: int) -> list[float | None]:
     return [1.0 if i < ones else 0.0 for i in range(n)]
+
+
+def drift_row(key: int, base_nll: float, nll: float | None, n_tokens: int = 10, cluster: str | None = None) -> Row:
+    """A row of the drift table; without `nll` an answer that was cut off."""
+    scored = nll is not None
+    return {
+        "example_id": f"{key:04x}", "cluster": cluster, "n_tokens": n_tokens if scored else None,
+        "base_nll": base_nll if scored else None, "nll": nll, "problem": None if scored else "cut_off: too long",
+    }  # fmt: skip
 
 
 TASK = ("task-in", "task:lab", "modified_recall")

@@ -1,0 +1,58 @@
+"""How far each arm has drifted from the base on the task's prompts: forward KL a token, with its interval.
+
+The divergence of whole answers over their mean length. A mean of means a row would be another number: short answers
+would weigh as much as long ones, and an arm that merely answers more briefly could come out below 0.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tasks import statistics
+from tasks.schema import DRIFT, read_table
+from tasks.statistics import Estimate, Method
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Drift of one arm.
+
+    Attributes:
+        per_token: Forward KL from base to arm, nats a token; `per_token.n` answers of the base were scored by both.
+        mean_tokens: Of those answers, with their end; None where there are none.
+        unscored: Prompts without a score by the kind of their problem.
+    """
+
+    per_token: Estimate
+    mean_tokens: float | None
+    unscored: dict[str, int]
+
+
+def drift_of(scores: Path, method: Method) -> Drift | None:
+    """The drift in a scores artifact; None where it was not measured."""
+    path = scores / "drift.parquet"
+    if not path.exists():
+        return None
+    table = read_table(path, DRIFT)
+    if not table.num_rows:
+        return None
+    problems = (problem.partition(":")[0] for problem in table.column("problem").to_pylist() if problem)
+    unscored = dict(sorted(Counter(problems).items()))
+    before, after, n_tokens = (
+        table.column(name).to_numpy().astype(np.float64) for name in ("base_nll", "nll", "n_tokens")
+    )
+    scored = ~np.isnan(after)
+    if not scored.any():
+        return Drift(Estimate(None, None, None, 0, len(scored)), None, unscored)
+    weights = n_tokens / n_tokens[scored].mean()
+    ratio = float(((after - before) * weights)[scored].mean())
+    # Their mean is the ratio of sums, and their bootstrap has its spread: lengths vary above and below the line alike.
+    rows = ratio + (after - before - ratio) * weights
+    clusters = table.column("cluster").to_pylist()
+    change = statistics.compare(before, before + rows, clusters=clusters, method=method)
+    estimate = Estimate(ratio, change.low, change.high, change.n_pairs, change.n_missing)
+    return Drift(estimate, float(n_tokens[scored].mean()), unscored)

@@ -102,7 +102,8 @@ def measure_evaluate(folder: Path) -> dict[str, Any]:  # Any: JSON values
     store = open_store(str(folder / "evaluate"))
     examples = _plan_examples(200)
     examples.execute(store)
-    config = EvaluateConfig(benchmarks=("lab",), max_task_rows=1, max_new_tokens=20)  # lm-eval has no task rows
+    # lm-eval has no task rows, and measures no drift.
+    config = EvaluateConfig(benchmarks=("lab",), max_task_rows=1, max_new_tokens=20, drift_rows=0)
     sections = {"model": ModelConfig(base="lab"), "engine": ENGINE, "abstention": AbstentionConfig(), "config": config}
     adapters = {f"adapter_{i}": _adapter(store, seed=i) for i in (1, 2)}
     planned = _here(measure).plan(examples=examples, **sections, **adapters)

@@ -1,17 +1,6 @@
-"""`current`: which adapter of a recipe is promoted, and how that came about.
+"""`current`: which adapter of a recipe is promoted; how a run, or a person, moves it.
 
-    <store>/current/<recipe>.json                     the adapter that is promoted now, for whoever deploys it
-    <store>/current/<recipe>/<number>-<run>.json      one event a decision: promoted, kept or, by hand, restored
-
-The events are the truth. They are only ever added, each under a name of its own, and read in the order of their names:
-a promotion counts if what it was compared with is what the events before it have put in place. So a run that took long
-never pushes out what was promoted meanwhile, and of two that decide at the same moment one counts, the same one for
-every reader, and the other stays in the history as kept: no lock, and nothing that only some S3 servers know. The first
-file is made from the events after each.
-
-What was promoted before can be put back by hand, under the same rule. A run that was planned before that is kept back,
-whatever it was compared with; and the weights that were replaced so are never promoted again by a run, or the next one
-on the same data would undo it.
+What stands is what the log of decisions says: see `flows.promotions`.
 """
 
 from __future__ import annotations
@@ -19,11 +8,22 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any
 
+from flows.promotions import (
+    Event,
+    Origin,
+    Promoted,
+    Standing,
+    as_it_counts,
+    history,
+    lost,
+    names,
+    standing_of,
+    write_pointer,
+)  # fmt: skip
 from tasks.config import RunConfig
 from tasks.digest import digest_of
 from tasks.errors import ConfigError, StoreError
@@ -32,98 +32,6 @@ from tasks.step import Planned
 from tasks.store import Ref, Store
 
 KEPT_PROMOTED = 5  # adapters that `ssr gc` leaves for each recipe, so that they can be put back
-_FILES_AT_ONCE = 8
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What an adapter went on from: an adapter, and the examples which that one had seen."""
-
-    adapter: Ref
-    examples: Ref
-
-
-@dataclass(frozen=True)
-class Promoted:
-    """An adapter that is, or was, promoted.
-
-    Attributes:
-        weights: Digest of its weights, which an artifact that was made again by force may no longer have.
-        scores: What it scored in the run that promoted it.
-        origin: None: a fresh adapter, trained on all of `examples`.
-        restored_at: When it was put back by hand; None where it stands, or stood, since it was promoted.
-    """
-
-    arm: str
-    run_id: str
-    promoted_at: str
-    adapter: Ref
-    weights: str
-    examples: Ref
-    scores: Ref
-    decision: Ref
-    origin: Origin | None
-    restored_at: str | None = None
-
-    def refs(self) -> list[Ref]:
-        """The artifacts that must stay while this is promoted, or may be again."""
-        own = [self.adapter, self.examples, self.scores, self.decision]
-        return own + ([self.origin.adapter, self.origin.examples] if self.origin else [])
-
-
-@dataclass(frozen=True)
-class Event:
-    """A decision.
-
-    Attributes:
-        run_id: The run that decided; of what was restored, the run that had promoted it.
-        outcome: promoted, kept or restored; from `advance` also current: nothing changed, and nothing was written.
-        before: What was promoted when the run began, or when somebody decided by hand; `after` what is since.
-    """
-
-    number: int
-    at: str
-    run_id: str
-    flow_run_id: str
-    outcome: str
-    reasons: list[str]
-    decision: Ref
-    before: Promoted | None
-    after: Promoted | None
-
-    def summary(self) -> dict[str, Any]:  # Any: JSON values
-        """What the record of the run says of it."""
-        return {
-            "outcome": self.outcome, "reasons": self.reasons,
-            "current": self.after.run_id if self.after else None,
-        }  # fmt: skip
-
-
-class _Standing(NamedTuple):
-    """Every event, oldest first, with the outcome that it has in the end; and what is promoted after all of them.
-
-    Attributes:
-        replaced: What was replaced by hand, and not put back since: the event, by the digest of the weights.
-    """
-
-    events: list[Event]
-    now: Promoted | None
-    replaced: dict[str, Event]
-
-
-def promoted_now(store: Store, name: str) -> Promoted | None:
-    """What is promoted for a recipe of this name."""
-    return _standing(store, name).now
-
-
-def names(store: Store) -> list[str]:
-    """The recipes that have decided about an adapter."""
-    return [name for name in store.names("current") if not name.endswith(".json")]
-
-
-def history(store: Store, name: str) -> list[Event]:
-    """All decisions, newest first."""
-    return _standing(store, name).events[::-1]
 
 
 def current_for(store: Store, recipe: RunConfig, flow_run_id: str = "") -> Promoted | None:
@@ -136,8 +44,8 @@ def current_for(store: Store, recipe: RunConfig, flow_run_id: str = "") -> Promo
     """
     if recipe.promotion is None:
         return None
-    standing = _standing(store, recipe.name)
-    own = _of_flow_run(standing, flow_run_id)
+    standing = standing_of(store, recipe.name)
+    own = standing.of_flow_run(flow_run_id)
     current = own.before if own else standing.now
     if current is not None:
         _require_usable(store, recipe, current)
@@ -187,17 +95,17 @@ def advance(
     if recipe.promotion is None:
         return None
     decided = next(one for one in planned if one.ref["step"] == "promote")
-    standing = _standing(store, recipe.name)
+    standing = standing_of(store, recipe.name)
     event = _event(store, standing, planned, decided, before, run_id=run_id, flow_run_id=flow_run_id)
     found = _already(standing, event)
     if found is None and event.outcome == "current":
         return event
     if found is None:
         store.write_json(asdict(event), "current", recipe.name, f"{event.number:06}-{flow_run_id or run_id}.json")
-        standing = _standing(store, recipe.name)
+        standing = standing_of(store, recipe.name)
         found = next(e for e in standing.events if (e.number, e.run_id) == (event.number, event.run_id))
     if standing.now is not None:
-        _write_pointer(store, recipe.name, standing.now)
+        write_pointer(store, recipe.name, standing.now)
     return found
 
 
@@ -212,7 +120,7 @@ def restore(store: Store, name: str, run_id: str, *, reason: str = "") -> Event:
         ConfigError: No such run has promoted one, or it stands already.
         StoreError: It is gone, or was made again with other weights; or another was promoted in this very moment.
     """
-    standing = _standing(store, name)
+    standing = standing_of(store, name)
     former = _promoted_by(standing, run_id, name)
     if standing.now and (former.adapter, former.weights) == (standing.now.adapter, standing.now.weights):
         raise ConfigError(f"{name}: the adapter of {former.run_id} is the promoted one already. Nothing was changed.")
@@ -224,15 +132,15 @@ def restore(store: Store, name: str, run_id: str, *, reason: str = "") -> Event:
         [f"by hand: {reason}" if reason else "by hand"], former.decision, standing.now, after,
     )  # fmt: skip
     store.write_json(asdict(event), "current", name, f"{event.number:06}-restore-{uuid.uuid4().hex}.json")
-    standing = _standing(store, name)
+    standing = standing_of(store, name)
     if standing.now is not None:
-        _write_pointer(store, name, standing.now)
+        write_pointer(store, name, standing.now)
     if event not in standing.events:  # not as it was written: it does not count
-        raise StoreError(f"{name}: {_lost(event, standing.now)} See `ssr current {name}`, and decide again.")
+        raise StoreError(f"{name}: {lost(event, standing.now)} See `ssr current {name}`, and decide again.")
     return event
 
 
-def _promoted_by(standing: _Standing, run_id: str, name: str) -> Promoted:
+def _promoted_by(standing: Standing, run_id: str, name: str) -> Promoted:
     """The last adapter that a run has promoted."""
     promoted = {event.run_id: event.after for event in standing.events if event.outcome == "promoted" and event.after}
     matching = [run_id] if run_id in promoted else [one for one in promoted if one.startswith(run_id)]
@@ -260,7 +168,7 @@ def _require_there(store: Store, former: Promoted) -> None:
 
 
 def _event(
-    store: Store, standing: _Standing, planned: Sequence[Planned], decided: Planned, before: Promoted | None, *,
+    store: Store, standing: Standing, planned: Sequence[Planned], decided: Planned, before: Promoted | None, *,
     run_id: str, flow_run_id: str,
 ) -> Event:  # fmt: skip
     """The decision of a run, as an event after the last one."""
@@ -276,7 +184,7 @@ def _event(
     if outcome == "current" and standing.now and after.adapter == standing.now.adapter:
         outcome, reasons = _made_again(decision, after.weights != standing.now.weights)
     event = Event(number, at, run_id, flow_run_id, outcome, reasons, decided.ref, before, after)
-    return _as_it_counts(event, standing)
+    return as_it_counts(event, standing)
 
 
 def _made_again(decision: dict[str, Any], differs: bool) -> tuple[str, list[str]]:  # Any: JSON values
@@ -290,37 +198,6 @@ def _made_again(decision: dict[str, Any], differs: bool) -> tuple[str, list[str]
     if failed:
         return "kept", ["it was made again, has other weights, and with them is not shown to be good", *failed]
     return "promoted", ["it was made again and has other weights, which are no worse than the base"]
-
-
-def _as_it_counts(event: Event, standing: _Standing) -> Event:
-    """An event after what stands: kept where it was to replace something else, or brings back what was replaced."""
-    now = standing.now
-    if event.outcome not in ("promoted", "restored"):
-        return replace(event, after=now)
-    if _identity(event.before) != _identity(now):
-        return replace(event, outcome="kept", reasons=[_lost(event, now)], after=now)
-    by_hand = standing.replaced.get(event.after.weights) if event.after else None
-    if event.outcome == "promoted" and by_hand:
-        reason = (
-            f"it has the very weights that were replaced by hand at {by_hand.at[:19]} ({'; '.join(by_hand.reasons)}). "
-            f"Only `ssr current --restore` brings them back."
-        )
-        return replace(event, outcome="kept", reasons=[reason], after=now)
-    return event
-
-
-def _lost(event: Event, now: Promoted | None) -> str:
-    """Why an event does not count."""
-    before = event.before.run_id if event.before else "the base"
-    meanwhile = f"{now.run_id} was {'put back by hand' if now.restored_at else 'promoted'}" if now else "nothing stands"
-    if event.outcome == "restored":
-        return f"{event.run_id} was to be put back in place of {before}, but meanwhile {meanwhile}."
-    return f"it was compared with {before}, but meanwhile {meanwhile}. The next run compares with that."
-
-
-def _identity(promoted: Promoted | None) -> tuple[Ref, str | None] | None:
-    """What stood, and since when: put back, it is something else for those who were compared with it before."""
-    return (promoted.decision, promoted.restored_at) if promoted else None
 
 
 def _adapter(promoted: Promoted | None) -> Ref | None:
@@ -337,9 +214,9 @@ def _origin(planned: Sequence[Planned], adapter: Ref) -> Origin | None:
     return Origin(trained.inputs["start"], selected.inputs["seen"])
 
 
-def _already(standing: _Standing, event: Event) -> Event | None:
+def _already(standing: Standing, event: Event) -> Event | None:
     """The same decision, where it is written already: by an earlier try of the run, or by a run of the same inputs."""
-    own = _of_flow_run(standing, event.flow_run_id)
+    own = standing.of_flow_run(event.flow_run_id)
     if own is not None and own.decision == event.decision:
         return own
     if event.outcome == "current" or (event.outcome == "promoted" and _adapter(event.before) == _adapter(event.after)):
@@ -352,53 +229,6 @@ def _already(standing: _Standing, event: Event) -> Event | None:
         if other.outcome == "promoted":
             return None  # what was decided before that was about another adapter
     return None
-
-
-def _of_flow_run(standing: _Standing, flow_run_id: str) -> Event | None:
-    """The last event of this flow run, whatever happened since."""
-    own = [event for event in standing.events if flow_run_id and event.flow_run_id == flow_run_id]
-    return own[-1] if own else None
-
-
-def _write_pointer(store: Store, name: str, now: Promoted) -> None:
-    pointer = asdict(now) | {"folder": store.link(now.adapter, "adapter"), "history": f"{store.uri}/current/{name}/"}
-    store.write_json(pointer, "current", f"{name}.json")
-
-
-def _standing(store: Store, name: str) -> _Standing:
-    files = [file for file in store.names("current", name) if file.endswith(".json")]
-    with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
-        written = list(pool.map(lambda file: _event_in(store, name, file), files))
-    standing = _Standing([], None, {})
-    for event in written:
-        standing = _after(standing, _as_it_counts(event, standing))
-    return standing
-
-
-def _after(standing: _Standing, event: Event) -> _Standing:
-    replaced = dict(standing.replaced)
-    if event.outcome == "restored" and event.before and event.after:
-        replaced[event.before.weights] = event
-        replaced.pop(event.after.weights, None)
-    return _Standing([*standing.events, event], event.after, replaced)
-
-
-_READ: dict[tuple[str, str, str], Event] = {}  # an event never changes, and a year of nights has many
-
-
-def _event_in(store: Store, name: str, file: str) -> Event:
-    key = (store.root, name, file)
-    if key not in _READ:
-        raw = store.read_json("current", name, file)
-        _READ[key] = Event(**{**raw, "before": _promoted(raw["before"]), "after": _promoted(raw["after"])})
-    return _READ[key]
-
-
-def _promoted(raw: dict[str, Any] | None) -> Promoted | None:  # Any: JSON values
-    if raw is None:
-        return None
-    origin = Origin(**raw["origin"]) if raw["origin"] else None
-    return Promoted(**{**raw, "origin": origin})
 
 
 def _weights(store: Store, adapter: Ref) -> str:

@@ -29,7 +29,7 @@ class RunRecord:
     Attributes:
         started: UTC, ISO 8601.
         recipe: The full recipe, as JSON values.
-        promotion: What became of the adapter, where the recipe promotes one (`flows.current.Event.summary`).
+        promotion: What became of the adapter, where the recipe promotes one (`flows.promotions.Event.summary`).
     """
 
     run_id: str

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from flows.current import Promoted, origin_for
+from flows.current import origin_for
+from flows.promotions import Promoted
 from tasks.config import EngineConfig, RunConfig, Section
 from tasks.evaluate import evaluate, measure
 from tasks.generate import generate, likelihood, rewrite

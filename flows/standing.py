@@ -7,7 +7,8 @@ from typing import Any
 
 from rich.markup import escape
 
-from flows.current import Event, Promoted, history, is_intact, names, promoted_now
+from flows.current import is_intact
+from flows.promotions import Event, Promoted, history, names, promoted_now
 from tasks.errors import ConfigError
 from tasks.store import Store
 

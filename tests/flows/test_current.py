@@ -17,19 +17,10 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from flows import current as pointing
-from flows.current import (
-    Event,
-    Origin,
-    Promoted,
-    advance,
-    current_for,
-    history,
-    is_intact,
-    origin_for,
-    promoted_now,
-    restore,
-)
+from flows import promotions
+from flows.current import advance, current_for, is_intact, origin_for, restore
 from flows.gc import collect
+from flows.promotions import Event, Origin, Promoted, history, promoted_now
 from flows.rehearsal import plan_steps
 from flows.standing import standing, standing_lines
 from tasks.config import RunConfig, parse_recipe
@@ -228,11 +219,11 @@ def test_an_event_that_comes_late_is_read_in_its_place_and_what_was_compared_oth
 ) -> None:
     # Both runs have read the history before either writes; the first by name is the last to arrive.
     late, quick = Run(store, recipe, "a", None), Run(store, recipe, "b", None)
-    empty = pointing._standing(store, "nightly")
+    empty = pointing.standing_of(store, "nightly")
     assert quick.advance().outcome == "promoted"
     follower = Run(store, recipe, "c", promoted_now(store, "nightly"))
     follower.advance()
-    monkeypatch.setattr(pointing, "_standing", Once(empty, pointing._standing))
+    monkeypatch.setattr(pointing, "standing_of", Once(empty, pointing.standing_of))
     assert late.advance().outcome == "promoted"
     monkeypatch.undo()
     assert pointer(store)["run_id"] == "run-a"
@@ -490,16 +481,16 @@ def test_of_a_run_and_a_hand_that_decide_at_once_one_counts(
 ) -> None:
     in_turn(store, recipe, "one", "two")
     # Both have read the history before either writes; the names of their files decide.
-    run, seen = Run(store, recipe, "three", promoted_now(store, "nightly")), pointing._standing(store, "nightly")
+    run, seen = Run(store, recipe, "three", promoted_now(store, "nightly")), pointing.standing_of(store, "nightly")
     if decides_first == "the run":
         run.advance("a-flow")
-        monkeypatch.setattr(pointing, "_standing", Once(seen, pointing._standing))
+        monkeypatch.setattr(pointing, "standing_of", Once(seen, pointing.standing_of))
         with pytest.raises(StoreError, match=r"in place of run-two, but meanwhile run-three was promoted\. See `ssr"):
             restore(store, "nightly", "run-one")
         assert pointer(store)["run_id"] == "run-three"
         return
     restore(store, "nightly", "run-one")
-    monkeypatch.setattr(pointing, "_standing", Once(seen, pointing._standing))
+    monkeypatch.setattr(pointing, "standing_of", Once(seen, pointing.standing_of))
     assert run.advance("z-flow").outcome == "kept"
     assert pointer(store)["run_id"] == "run-one"
 
@@ -512,7 +503,7 @@ def test_a_history_from_before_there_was_a_way_back_is_read(store: Store, recipe
             if promoted:
                 del promoted["restored_at"]
         file.write_text(json.dumps(raw))
-    pointing._READ.clear()
+    promotions._READ.clear()
     assert outcomes(store) == [("run-one", "promoted"), ("run-two", "promoted")]
     assert restore(store, "nightly", "run-one").after == promoted_now(store, "nightly")
 
@@ -665,7 +656,7 @@ def test_current_moves_on_s3_as_it_does_here(on_s3: Store, recipe: RunConfig) ->
     assert len(found) == 6
     now = promoted_now(on_s3, "nightly")
     assert now is not None
-    assert pointing.names(on_s3) == ["nightly"]
+    assert promotions.names(on_s3) == ["nightly"]
     collect(on_s3, keep=0, remove=True)
     assert on_s3.verified(**now.adapter) is not None
     restore(on_s3, "nightly", "run-one", reason="as it does here")

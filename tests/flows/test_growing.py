@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 from in_process import rehearsed
 
-from flows.current import history, promoted_now
+from flows.promotions import history, promoted_now
 from tasks.config import RunConfig, parse_recipe
 from tasks.store import Store, open_store
 

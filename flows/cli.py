@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -245,6 +246,9 @@ def merge(
     store: StoreOption = ".ssr",
 ) -> None:
     """Write base model and an arm's adapter as one model, in safetensors. Needs the model's size in memory."""
+    warnings.simplefilter("ignore", FutureWarning)  # of libraries to each other
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
     from flows.merging import merge_arm
     from flows.records import load_run
     from tasks.store import open_store

@@ -212,6 +212,7 @@ class Store:
         try:
             if self.is_local:
                 (staged / MANIFEST).write_text(manifest.to_json())
+                share_as(staged / MANIFEST)
                 fsync_folder(staged)
                 self._replace_folder(staged, Path(target))
                 return
@@ -380,6 +381,14 @@ def local_files(folder: Path) -> list[StoredFile]:
                 stat = path.lstat()
                 found.append(StoredFile(path.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime))
     return found
+
+
+def share_as(file: Path) -> None:
+    """Let whoever may read this file read those beside and below it, too: safetensors writes for the owner alone."""
+    mode = file.stat().st_mode
+    for path in file.parent.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
 
 
 def _probe(fs: fsspec.AbstractFileSystem, root: str, name: str) -> bytes:

@@ -120,6 +120,15 @@ def test_publishing_again_replaces_all_of_it(store):
     assert store.fingerprints("train") == [REF["fingerprint"]]
 
 
+def test_whoever_may_read_the_manifest_may_read_the_files(local):
+    with local.staging(**REF) as out:
+        (out / "adapter").mkdir()
+        (out / "adapter" / "weights").touch(mode=0o600)  # as safetensors writes them
+        local.publish(out, Manifest(**REF, identity={}, inputs={}, files=describe_files(out)))
+    folder = Path(local.path("steps", *REF.values()))
+    assert (folder / "adapter" / "weights").stat().st_mode == (folder / "manifest.json").stat().st_mode
+
+
 def test_an_error_before_publishing_leaves_nothing(store):
     def fail() -> None:
         with store.staging(**REF) as out:

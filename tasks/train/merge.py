@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from tasks.config import ModelConfig
 from tasks.errors import ConfigError
 from tasks.models import load_tokenizer, model_folder
+from tasks.store import share_as
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +41,7 @@ def merge(model: ModelConfig, adapter: Path, out: Path) -> None:
     try:
         merged.save_pretrained(part, safe_serialization=True)
         load_tokenizer(model).save_pretrained(part)
+        share_as(part / "config.json")
         part.replace(out)
     except BaseException:
         shutil.rmtree(part)

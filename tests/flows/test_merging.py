@@ -62,6 +62,8 @@ def test_the_merged_model_says_what_base_and_adapter_say(
     origin = json.loads((tmp_path / "merged" / ORIGIN).read_text())
     assert (origin["run"], origin["arm"]) == ("toy-1", "ssr")
     assert origin["trained"] == trained.identity
+    modes = {path.stat().st_mode for path in (tmp_path / "merged").iterdir()}
+    assert len(modes) == 1, "whoever may read the one may read the other"
 
 
 def test_one_of_several_arms_must_be_named(store: Store, record: RunRecord, tmp_path: Path) -> None:

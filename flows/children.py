@@ -164,12 +164,15 @@ def where(run: FlowRun) -> str:
 
 
 def _how_far(client: SyncPrefectClient, child: FlowRun) -> HowFar | None:
-    """What the bar of a child says; None before it has one."""
-    bars = client.read_artifacts(
-        artifact_filter=ArtifactFilter(
-            flow_run_id=ArtifactFilterFlowRunId(any_=[child.id]), type=ArtifactFilterType(any_=["progress"])
-        )
+    """What the bar of a child says; None before it has one, or where the server does not tell."""
+    wanted = ArtifactFilter(
+        flow_run_id=ArtifactFilterFlowRunId(any_=[child.id]), type=ArtifactFilterType(any_=["progress"])
     )
+    try:
+        bars = client.read_artifacts(artifact_filter=wanted)
+    except httpx.HTTPStatusError as error:
+        logger.debug("%s: its progress is not known: %s", child.name, error)  # no reason to fail a run
+        return None
     return HowFar.from_words(bars[0].description or "") if bars else None
 
 

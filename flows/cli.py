@@ -413,7 +413,7 @@ def gc(
         return
     for line in collected_lines(found, removed=yes):
         console.print(line, highlight=False, soft_wrap=True)
-    if any(found[:5]) and not yes:
+    if not found.is_nothing and not yes:
         console.print("remove them: ssr gc --yes, with the same options")
 
 

@@ -35,6 +35,8 @@ _HEX = "[0-9a-f]" * 32
 _LEFTOVERS = ("steps/*/.staging-*", "rows/*/*/.part-*", "items/.*", "runs/*.part", "current/*.part", "current/*/*.part")
 _LEFTOVERS_OF_CACHE = ("staging/*/.staging-*", "rows/*/*/.part-*", f"steps/*/*/**/.*.{_HEX}")
 
+KINDS = ("artifacts", "copies", "work", "claims", "leftovers")
+
 Names = set[tuple[str, str]]  # step and fingerprint
 
 
@@ -62,6 +64,10 @@ class Collected(NamedTuple):
     leftovers: list[str]
     n_bytes: int
     n_bytes_of: dict[str, int]
+
+    @property
+    def is_nothing(self) -> bool:
+        return not any(getattr(self, kind) for kind in KINDS)
 
 
 def collect(store: Store, *, keep: int, remove: bool, days: float = DAYS) -> Collected:
@@ -108,9 +114,8 @@ def _size(n_bytes: int) -> str:
 
 
 def _sorted_out(found: list[_Found]) -> Collected:
-    kinds = Collected._fields[:5]
-    names = {kind: [one.name for one in found if one.kind == kind] for kind in kinds}
-    n_bytes_of = {kind: sum(one.n_bytes for one in found if one.kind == kind) for kind in kinds}
+    names = {kind: [one.name for one in found if one.kind == kind] for kind in KINDS}
+    n_bytes_of = {kind: sum(one.n_bytes for one in found if one.kind == kind) for kind in KINDS}
     return Collected(**names, n_bytes=sum(n_bytes_of.values()), n_bytes_of=n_bytes_of)
 
 

@@ -96,11 +96,8 @@ def front(arms: Sequence[Arm]) -> str | None:
             colour = look(arms)[line[0].name][0] if line else _TEXT
             axes.plot(kept_points, gained_points, color=colour, linewidth=1, alpha=0.6)
         for arm, kept, gained in placed:
-            colour, marker, _ = look(arms)[arm.name]
-            axes.errorbar(
-                100 * kept.delta, 100 * gained.delta, xerr=_arms_of(kept), yerr=_arms_of(gained), color=colour,
-                marker=marker, markersize=7, elinewidth=1.2, linestyle="none", label=arm.name,
-            )  # fmt: skip
+            at = 100 * kept.delta, 100 * gained.delta
+            _point(axes, arms, arm, at, xerr=_arms_of(kept), yerr=_arms_of(gained))
         axes.axvline(0, color=_TEXT, linewidth=0.8, linestyle=":")
         axes.set_xlabel("retention: mean change on general benchmarks, points")
         axes.set_ylabel("task gain, points")
@@ -125,12 +122,9 @@ def drift(arms: Sequence[Arm]) -> str | None:
             colour = next(look(arms)[arm.name][0] for arm, _, _ in placed if arm.policy == policy)
             axes.plot(*zip(*line, strict=True), color=colour, linewidth=1, alpha=0.6)
         for arm, estimate, general in placed:
-            colour, marker, _ = look(arms)[arm.name]
             value, low, high = estimate.value or 0.0, estimate.low or 0.0, estimate.high or 0.0
-            axes.errorbar(
-                value, 100 * general.delta, xerr=[[value - low], [high - value]], yerr=_arms_of(general),
-                color=colour, marker=marker, markersize=7, elinewidth=1.2, linestyle="none", label=arm.name,
-            )  # fmt: skip
+            at = value, 100 * general.delta
+            _point(axes, arms, arm, at, xerr=[[value - low], [high - value]], yerr=_arms_of(general))
         axes.axhline(0, color=_TEXT, linewidth=0.8, linestyle=":")
         axes.set_xlabel("drift on task prompts, nats a token")
         axes.set_ylabel("mean general change, points")
@@ -195,6 +189,18 @@ def _legend_above(figure: Figure) -> None:
     names = [name for axes in figure.axes for name in axes.get_legend_handles_labels()[1]]
     columns = 3 if max(map(len, names), default=0) <= 14 else 2 if max(map(len, names)) <= 24 else 1
     figure.legend(loc="outside upper left", ncols=columns, handlelength=1.6, columnspacing=1.2, borderpad=0)
+
+
+def _point(
+    axes: Axes, arms: Sequence[Arm], arm: Arm, at: tuple[float, float], *, xerr: list[list[float]],
+    yerr: list[list[float]],
+) -> None:  # fmt: skip
+    """An arm in its look, with the bars of both intervals."""
+    colour, marker, _ = look(arms)[arm.name]
+    axes.errorbar(
+        *at, xerr=xerr, yerr=yerr, color=colour, marker=marker, markersize=7, elinewidth=1.2, linestyle="none",
+        label=arm.name,
+    )  # fmt: skip
 
 
 def _arms_of(change: Average) -> list[list[float]]:

@@ -4,14 +4,16 @@
 
 A *space* is everything that decides a row's content except its prompt (model, template, sampling); a row's key is the
 digest of the prompt within it. A part appears whole or not at all, so that a killed step loses at most the rows since
-its last part. For a remote store a part is first written here, as unsent: what a lost connection kept back is sent by
-the next run. Failed rows are rows: those that another try may help are tried again by the next run, alone.
+its last part. The first rows make a part at once: a store that refuses them ends the step before much is paid for. For
+a remote store a part is first written here, as unsent: what a lost connection kept back is sent by the next run. Failed
+rows are rows: those that another try may help are tried again by the next run, alone.
 
 Not covered: order and joins; a step reads its rows back with `LATEST_SQL` and sorts them by example.
 """
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from contextlib import suppress
@@ -64,7 +66,7 @@ class RowStore:
     schema: pa.Schema
     origin: str
     _pending: list[dict[str, object]] = field(default_factory=list)
-    _flushed_at: float = field(default_factory=time.monotonic)
+    _flushed_at: float = -math.inf
     _sent: set[str] = field(default_factory=set)
 
     def parts(self) -> list[Path]:
@@ -92,7 +94,7 @@ class RowStore:
         return DoneKeys(frozenset(here), frozenset(elsewhere))
 
     def append(self, rows: list[dict[str, object]]) -> None:
-        """Keep finished rows; they are safe once a part is full or a few seconds old."""
+        """Keep finished rows; the first are safe at once, others when their part is full or a few seconds old."""
         self._pending += rows
         if len(self._pending) >= PART_ROWS or time.monotonic() - self._flushed_at >= PART_SECONDS:
             self.flush()

@@ -87,19 +87,27 @@ def test_each_key_is_read_back_once(store, tmp_path):
     assert latest(store, tmp_path) == {"a": "yes", "b": "yes", "c": None}
 
 
+def test_the_first_rows_are_safe_at_once(store):
+    opened(store).append([done("a")])
+    assert opened(store).done().here == {"a"}
+
+
 def test_rows_are_safe_before_the_step_ends(store, monkeypatch):
     monkeypatch.setattr(rows, "PART_ROWS", 3)
     into = opened(store)
+    into.append([done("first")])
     into.append([done("a"), done("b")])
-    assert opened(store).done().here == set()
+    assert opened(store).done().here == {"first"}
     into.append([done("c")])
-    assert opened(store).done().here == {"a", "b", "c"}
+    assert opened(store).done().here == {"first", "a", "b", "c"}
 
 
 def test_rows_are_safe_after_a_few_seconds(store, monkeypatch):
+    into = opened(store)
+    into.append([done("first")])
     monkeypatch.setattr(rows, "PART_SECONDS", 0.0)
-    opened(store).append([done("a")])
-    assert opened(store).done().here == {"a"}
+    into.append([done("a")])
+    assert opened(store).done().here == {"first", "a"}
 
 
 def test_nothing_pending_writes_no_part(store):

@@ -250,9 +250,8 @@ def test_rows_that_could_not_be_sent_are_sent_by_the_next_run(
 ) -> None:
     rows = row_store(open_store(s3.uri))
     s3_proxy.refuse("InternalError", status=500, only="PUT /")
-    rows.append([row("a"), row("b")])
     with pytest.raises(StoreError, match="could not write"):
-        rows.flush()
+        rows.append([row("a"), row("b")])
     s3_proxy.heal()
     assert s3.objects() == {}
     assert row_store(open_store(s3.uri)).done().here == {"a", "b"}

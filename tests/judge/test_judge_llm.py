@@ -9,6 +9,7 @@ import pytest
 import toy
 from fake_judge import FakeJudge, plan, verdicts
 
+from tasks import rows as rows_of_store
 from tasks.config import LlmJudgeConfig
 from tasks.engines import Reply
 from tasks.errors import DataError, StepError
@@ -154,7 +155,7 @@ def test_a_failure_that_no_other_try_can_help_is_not_tried_again(store, fake):
     assert len(judge.prompts) == 2
 
 
-def test_a_killed_step_keeps_what_was_judged(store, fake):
+def test_a_killed_step_keeps_what_was_judged(store, fake, monkeypatch):
     def dies(asked: Any) -> float:
         if asked.candidate == "bad":
             raise RuntimeError("killed")
@@ -162,14 +163,9 @@ def test_a_killed_step_keeps_what_was_judged(store, fake):
 
     fake(dies)
     planned = plan(store, EXAMPLES, OUTPUTS, {})
-    import tasks.rows
-
-    before, tasks.rows.PART_ROWS = tasks.rows.PART_ROWS, 1
-    try:
-        with pytest.raises(StepError, match="killed"):
-            planned.execute(store)
-    finally:
-        tasks.rows.PART_ROWS = before
+    monkeypatch.setattr(rows_of_store, "PART_ROWS", 1)
+    with pytest.raises(StepError, match="killed"):
+        planned.execute(store)
     again = fake(by_words)
     verdicts(store, planned)
     assert len(again.prompts) == 1

@@ -101,10 +101,13 @@ def template_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     return digest_of(tokenizer.chat_template)
 
 
-def load_model(model: ModelConfig, adapter: Path | None = None, **options: Any) -> PreTrainedModel:
-    """The model in evaluation mode on the best device, with a LoRA adapter on top if given.
+def load_model(
+    model: ModelConfig, adapter: Path | None = None, *, device: str | None = None, **options: Any
+) -> PreTrainedModel:
+    """The model in evaluation mode, with a LoRA adapter on top if given.
 
     Args:
+        device: Where to; None: the best one.
         options: Passed on to `from_pretrained`, e.g. a quantisation config.
     """
     from transformers import AutoModelForCausalLM
@@ -116,7 +119,7 @@ def load_model(model: ModelConfig, adapter: Path | None = None, **options: Any) 
         from peft import PeftModel
 
         loaded = PeftModel.from_pretrained(loaded, adapter)
-    return loaded.to(best_device()).eval()
+    return loaded.to(device or best_device()).eval()
 
 
 def best_device() -> str:

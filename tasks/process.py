@@ -98,19 +98,18 @@ def _end(process: subprocess.Popen[str]) -> None:
         process.wait()
 
 
-def one_process() -> list[str]:
+def one_process(**sections: object) -> list[str]:
     """The launcher of an ordinary step."""
     return [sys.executable]
 
 
-def one_process_per_gpu() -> list[str]:
-    """The launcher of a step that uses every GPU there is, through accelerate."""
+def one_process_per_gpu(config: Path) -> list[str]:
+    """The launcher of a step that uses every GPU there is: of several, `accelerate launch` with this config."""
     n_gpus = count_gpus()
     if n_gpus <= 1:
         return one_process()
-    # Any free port: two arms may train side by side on a machine, on GPUs of their own.
-    ports = ["--main_process_port", "0"]
-    return [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(n_gpus), *ports]
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch"]
+    return [*accelerate, "--config_file", str(config), "--num_processes", str(n_gpus)]
 
 
 def count_gpus() -> int:

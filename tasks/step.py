@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Launcher = Callable[[], list[str]]
+Launcher = Callable[..., list[str]]
 Outside = Callable[..., Mapping[str, Any]]  # Any: JSON values
 
 
@@ -216,7 +216,8 @@ class Step:
             "module": self.body.__module__, "store": context.store.uri, "ref": planned.ref, "out": str(context.out),
             "sections": planned.sections, "inputs": planned.inputs, "force": context.force,
         }  # fmt: skip
-        result = run_in_process(spec, context.work / "spec.json", launcher=self.launcher(), progress=context.progress)
+        launcher = self.launcher(**self._typed(planned.sections))
+        result = run_in_process(spec, context.work / "spec.json", launcher=launcher, progress=context.progress)
         context.counts |= result.counts
         context.facts |= result.facts
 
@@ -227,14 +228,16 @@ class Step:
             SsrError: As the body raised it.
             StepError: Any other failure, with its cause.
         """
-        hints = typing.get_type_hints(self.body)
-        typed = {key: hints[key].model_validate(value) for key, value in sections.items()}
         try:
-            self.body(context, **typed, **context.inputs)
+            self.body(context, **self._typed(sections), **context.inputs)
         except (SsrError, OSError):
             raise
         except Exception as error:
             raise StepError(f"{self.name}: {type(error).__name__}: {error}") from error
+
+    def _typed(self, sections: Mapping[str, Any]) -> dict[str, Any]:  # Any: JSON values; sections
+        hints = typing.get_type_hints(self.body)
+        return {key: hints[key].model_validate(value) for key, value in sections.items()}
 
     def task(
         self, planned: Planned, *, refresh: bool, records: ResultStorage, body: Callable[..., Ref] | None = None
@@ -310,7 +313,7 @@ def step(
     Args:
         version: Raise it when the same inputs give other bytes than before.
         outside: From the same sections, the content digests of what enters from outside the store.
-        launcher: Run the body in a process of its own, started by this; see `tasks.process`.
+        launcher: Run the body in a process of its own, started by what this makes of the sections; see `tasks.process`.
     """
 
     def decorate(body: Callable[..., None]) -> Step:

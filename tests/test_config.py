@@ -439,8 +439,8 @@ def test_the_walk_finds_the_fields_it_should():
     assert {"train.learning_rate", "arms.0.policy", "data.sources.0.fields.question", "execution.workers"} <= names
     assert "data.sources.0.unanswerable.share" in names
     assert {leaf.name for leaf in LEAVES if leaf.runtime} == {
-        "generate.max_failed_share", "rewrite.max_failed_share", "train.checkpoint_steps", "execution.workers",
-        "execution.threads", "execution.steps",
+        "generate.max_failed_share", "rewrite.max_failed_share", "train.checkpoint_steps", "train.micro_batch_size",
+        "train.gradient_checkpointing", "execution.workers", "execution.threads", "execution.steps",
         "data.sources.0.path", "data.sources.0.documents", "judge.llm.max_unjudged_share",
         *(f"{engine}.{name}" for engine in ("engine", "judge.llm.judges.0.engine") for name in (
             "urls", "api_key_env", "python", "tensor_parallel", "data_parallel", "memory_share", "concurrency",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tasks.config.section import RUNTIME, Section
 
@@ -17,7 +17,9 @@ class TrainConfig(Section):
     learning_rate: float = Field(default=2e-4, gt=0, description="Peak learning rate")
     epochs: float = Field(default=2.0, gt=0, description="Passes over the training rows")
     batch_size: int = Field(default=16, gt=0, description="Rows an optimiser step, over all devices")
-    micro_batch_size: int = Field(default=16, gt=0, description="Rows a forward pass; the rest is accumulated")
+    micro_batch_size: int = Field(
+        default=4, gt=0, description="Rows a forward pass on a GPU; the rest is accumulated", json_schema_extra=RUNTIME
+    )
     lora_rank: int = Field(default=16, gt=0, description="LoRA rank r")
     lora_alpha: int = Field(default=32, gt=0, description="LoRA alpha")
     lora_dropout: float = Field(default=0.05, ge=0, lt=1, description="LoRA dropout")
@@ -28,10 +30,25 @@ class TrainConfig(Section):
     weight_decay: float = Field(default=0.0, ge=0, description="Weight decay")
     max_grad_norm: float = Field(default=1.0, gt=0, description="Gradient clipping")
     seed: int = Field(default=0, description="Seed of initialisation, order and dropout")
-    packing: bool = Field(default=False, description="Pack rows into full sequences")
-    gradient_checkpointing: bool = Field(default=False, description="Trade time for memory")
+    packing: bool = Field(
+        default=False, description="Pack rows into sequences of max_length; batch_size then counts sequences"
+    )
+    gradient_checkpointing: bool = Field(
+        default=True, description="Trade a third more time for several times less memory", json_schema_extra=RUNTIME
+    )
     load_in_4bit: bool = Field(default=False, description="QLoRA; needs CUDA and bitsandbytes")
+    sharding: Literal["none", "fsdp"] = Field(
+        default="none", description="fsdp: split the model over the machine's GPUs, for one that does not fit on a GPU"
+    )
     checkpoint_steps: int = Field(default=100, gt=0, description="Steps between checkpoints", json_schema_extra=RUNTIME)
+
+    @model_validator(mode="after")
+    def _sharded_in_full_precision(self) -> TrainConfig:
+        if self.load_in_4bit and self.sharding != "none":
+            raise ValueError(
+                "load_in_4bit and sharding do not go together. A 4-bit model that fits on one GPU needs none."
+            )
+        return self
 
 
 _READ_BY_POLICY: dict[Policy, tuple[str, ...]] = {

@@ -1,10 +1,16 @@
-"""Targets as TRL reads them: a prompt chat and a completion chat, loss on the completion alone."""
+"""Targets as token ids and labels: written once a training, however many processes then read them.
+
+TRL would do it for each process anew, drop rows without a trained token silently, and cut those that are too long.
+"""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from jinja2 import TemplateError
 
 from tasks import schema
@@ -14,6 +20,9 @@ from tasks.errors import DataError
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
+
+NOT_TRAINED = -100  # the label of a token that the loss leaves out
+_SCHEMA = pa.schema([("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))])
 
 
 class Rows(NamedTuple):
@@ -25,37 +34,63 @@ class Rows(NamedTuple):
     n_trained_tokens: int
 
 
-def load_rows(targets: Path, tokenizer: PreTrainedTokenizerBase, config: TrainConfig) -> Rows:
-    """The targets as prompt and completion chats, without those that cannot be trained on.
+def write_rows(targets: Path, tokenizer: PreTrainedTokenizerBase, config: TrainConfig, *, into: Path) -> None:
+    """Write `input_ids` and `labels` of each target that can be trained on; the loss is on the completion alone.
 
-    TRL drops rows without a trained token silently, and cuts those that are too long; both are counted here instead.
+    The completion begins where prompt and whole chat differ: a template may render the end of a prompt in two ways.
+    """
+    dropped = {"too_long": 0, "no_trained_token": 0, "refused_by_template": 0}
+    rows_in = n_trained = 0
+    with pq.ParquetWriter(into, _SCHEMA) as writer:
+        for batch in schema.read_batches(targets, schema.TARGETS, columns=["messages", "target"]):
+            kept = []
+            for row in batch.to_pylist():
+                rows_in += 1
+                completion = [{"role": "assistant", "content": row["target"]}]
+                try:
+                    prompt = tokenizer.apply_chat_template(
+                        row["messages"], add_generation_prompt=True, return_dict=False
+                    )
+                    ids = tokenizer.apply_chat_template(row["messages"] + completion, return_dict=False)
+                except TemplateError:
+                    dropped["refused_by_template"] += 1
+                    continue
+                n_prompt = _n_common(prompt, ids)
+                if len(ids) > config.max_length:
+                    dropped["too_long"] += 1
+                elif len(ids) == n_prompt or not row["target"].strip():
+                    dropped["no_trained_token"] += 1
+                else:
+                    kept.append({"input_ids": ids, "labels": [NOT_TRAINED] * n_prompt + ids[n_prompt:]})
+                    n_trained += len(ids) - n_prompt
+            writer.write_table(pa.Table.from_pylist(kept, schema=_SCHEMA))
+        account = {
+            "rows_in": rows_in,
+            "dropped": {k: n for k, n in dropped.items() if n},
+            "n_trained_tokens": n_trained,
+        }
+        writer.add_key_value_metadata({"account": json.dumps(account)})
+
+
+def load_rows(path: Path) -> Rows:
+    """What `write_rows` wrote, on the disk and not in memory.
 
     Raises:
         DataError: No row is left.
     """
     from datasets import Dataset
 
-    kept: list[dict[str, object]] = []
-    rows_in, n_trained, dropped = 0, 0, {"too_long": 0, "no_trained_token": 0, "refused_by_template": 0}
-    for batch in schema.read_batches(targets, schema.TARGETS, columns=["messages", "target"]):
-        for row in batch.to_pylist():
-            rows_in += 1
-            completion = [{"role": "assistant", "content": row["target"]}]
-            try:
-                n_prompt = len(
-                    tokenizer.apply_chat_template(row["messages"], add_generation_prompt=True, return_dict=False)
-                )
-                n_all = len(tokenizer.apply_chat_template(row["messages"] + completion, return_dict=False))
-            except TemplateError:
-                dropped["refused_by_template"] += 1
-                continue
-            if n_all > config.max_length:
-                dropped["too_long"] += 1
-            elif n_all <= n_prompt or not row["target"].strip():
-                dropped["no_trained_token"] += 1
-            else:
-                kept.append({"prompt": row["messages"], "completion": completion})
-                n_trained += n_all - n_prompt
-    if not kept:
-        raise DataError(f"train: none of {rows_in} rows can be trained on ({dropped}). Raise train.max_length.")
-    return Rows(Dataset.from_list(kept), rows_in, {k: n for k, n in dropped.items() if n}, n_trained)
+    file = pq.ParquetFile(path)
+    account = json.loads(file.metadata.metadata[b"account"])
+    if not file.metadata.num_rows:
+        dropped = account["dropped"]
+        raise DataError(
+            f"train: none of {account['rows_in']} rows can be trained on ({dropped}). Raise train.max_length."
+        )
+    dataset = Dataset.from_parquet(str(path), cache_dir=str(path.parent / "datasets"))
+    return Rows(dataset, **account)
+
+
+def _n_common(one: list[int], other: list[int]) -> int:
+    """How many tokens both begin with."""
+    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

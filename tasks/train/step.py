@@ -6,20 +6,37 @@ import functools
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tasks import schema, work
 from tasks.config import ModelConfig, TrainConfig
+from tasks.errors import StepError
 from tasks.models import best_device, load_tokenizer, model_digest, template_digest
 from tasks.process import one_process_per_gpu
 from tasks.step import Context, step
 from tasks.store import Ref
-from tasks.train.rows import load_rows
-from tasks.train.trainer import CHECKPOINTS, build_trainer, last_checkpoint, n_steps_of
+from tasks.train.rows import load_rows, write_rows
+from tasks.train.trainer import (
+    CHECKPOINTS,
+    adapter_weights,
+    build_trainer,
+    last_checkpoint,
+    n_steps_of,
+    training_arguments,
+)
+
+if TYPE_CHECKING:
+    from trl import SFTTrainer
 
 ADAPTER = "adapter"
 
 
-@step(version=1, outside=lambda *, model, config: {"model": model_digest(model)}, launcher=one_process_per_gpu)
+def _launcher(*, model: ModelConfig, config: TrainConfig) -> list[str]:
+    name = "data_parallel" if config.sharding == "none" else config.sharding
+    return one_process_per_gpu(Path(__file__).parent / "launch" / f"{name}.yaml")
+
+
+@step(version=2, outside=lambda *, model, config: {"model": model_digest(model)}, launcher=_launcher)
 def train(ctx: Context, *, model: ModelConfig, config: TrainConfig, targets: Ref, start: Ref | None = None) -> None:
     """Fine-tune a LoRA adapter on the targets; writes `adapter/` and `metrics.parquet`.
 
@@ -33,18 +50,25 @@ def train(ctx: Context, *, model: ModelConfig, config: TrainConfig, targets: Ref
         _hand_on(ctx, start)
         return
     tokenizer = load_tokenizer(model)
-    rows = load_rows(ctx.path(targets, "targets.parquet"), tokenizer, config)
+    arguments = training_arguments(model, config, work=ctx.work)
+    tokenized = ctx.work / "rows.parquet"
+    with arguments.main_process_first():
+        if arguments.process_index == 0:
+            write_rows(ctx.path(targets, "targets.parquet"), tokenizer, config, into=tokenized)
+            _fetch_checkpoint(ctx)
+    rows = load_rows(tokenized)
     folder = ctx.path(start, ADAPTER) if start else None
     keep = functools.partial(work.push, ctx.store, ctx.ref, only_newest=True)
     trainer = build_trainer(
-        model, config, tokenizer, rows.dataset, start=folder, work=ctx.work, progress=ctx.progress, saved=keep
-    )
-    with trainer.args.main_process_first():
-        checkpoint = _checkpoint(ctx)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        model, config, tokenizer, rows.dataset, arguments=arguments, start=folder, work=ctx.work,
+        progress=ctx.progress, saved=keep,
+    )  # fmt: skip
+    checkpoint = last_checkpoint(ctx.work)
+    _run(trainer, checkpoint, config)
+    weights = adapter_weights(trainer.model)
     if not trainer.is_world_process_zero():
         return
-    trainer.model.save_pretrained(ctx.out / ADAPTER, safe_serialization=True)
+    trainer.model.save_pretrained(ctx.out / ADAPTER, state_dict=weights)
     # PEFT's model card names the local path of the base model; the manifest says what it is by digest.
     (ctx.out / ADAPTER / "README.md").unlink(missing_ok=True)
     with schema.TableWriter(ctx.out / "metrics.parquet", schema.METRICS) as writer:
@@ -69,14 +93,30 @@ def _hand_on(ctx: Context, start: Ref) -> None:
     ctx.counts |= {"optimiser_steps": 0, "trained_tokens_per_epoch": 0}
 
 
-def _checkpoint(ctx: Context) -> Path | None:
-    """The newest complete checkpoint, of this machine or of another."""
+def _fetch_checkpoint(ctx: Context) -> None:
+    """Bring here what another machine has left, if it is newer than what this one has."""
     here = last_checkpoint(ctx.work)
     elsewhere = max(work.pushed(ctx.store, ctx.ref, CHECKPOINTS), key=n_steps_of, default=None)
-    if elsewhere is None or (here is not None and n_steps_of(here.name) >= n_steps_of(elsewhere)):
-        return here
-    work.pull(ctx.store, ctx.ref, elsewhere)
-    return last_checkpoint(ctx.work)
+    if elsewhere is not None and (here is None or n_steps_of(here.name) < n_steps_of(elsewhere)):
+        work.pull(ctx.store, ctx.ref, elsewhere)
+
+
+def _run(trainer: SFTTrainer, checkpoint: Path | None, config: TrainConfig) -> None:
+    from torch import OutOfMemoryError
+
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except OutOfMemoryError as error:
+        n_rows = trainer.args.per_device_train_batch_size
+        less = (
+            "Set train.gradient_checkpointing=true; checkpoints stay." if not config.gradient_checkpointing
+            else f"Set train.micro_batch_size={n_rows // 2}; checkpoints stay." if n_rows > 1
+            else "Set train.load_in_4bit=true, train.sharding=fsdp on several GPUs, or a lower train.max_length."
+        )  # fmt: skip
+        raise StepError(
+            f"train: the GPU's memory does not do for a pass of {n_rows} rows of up to {config.max_length} tokens. "
+            f"{less} ({str(error).splitlines()[0]})"
+        ) from error
 
 
 def _metric(log: dict[str, float]) -> dict[str, object]:

@@ -15,13 +15,47 @@ from tasks.models import best_device, load_model, torch_dtype
 from tasks.progress import Progress
 
 if TYPE_CHECKING:
+    import torch
     from datasets import Dataset
     from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-    from trl import SFTTrainer
+    from trl import SFTConfig, SFTTrainer
 
 CHECKPOINTS = "checkpoints"  # below the work folder
 COMPLETE = "complete"  # written into a checkpoint folder after everything else
+
+
+def training_arguments(model_config: ModelConfig, config: TrainConfig, *, work: Path) -> SFTConfig:
+    """The recipe's section as TRL takes it, but for what counts in steps; making it joins the other processes."""
+    from trl import SFTConfig
+
+    rows_a_pass, n_passes = split_batch(config, n_devices=int(os.environ.get("WORLD_SIZE", "1")))
+    on_gpu = best_device() == "cuda"
+    return SFTConfig(
+        output_dir=str(work / CHECKPOINTS),
+        per_device_train_batch_size=rows_a_pass,
+        gradient_accumulation_steps=n_passes,
+        num_train_epochs=config.epochs,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.scheduler,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        seed=config.seed,
+        data_seed=config.seed,
+        max_length=config.max_length,
+        packing=config.packing,
+        gradient_checkpointing=config.gradient_checkpointing,
+        bf16=on_gpu and str(torch_dtype(model_config)) == "torch.bfloat16",
+        fp16=False,
+        use_cpu=best_device() == "cpu",
+        logging_first_step=True,
+        save_strategy="steps",
+        save_total_limit=2,
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=on_gpu,
+        ddp_find_unused_parameters=False,  # there are none, and the search costs a pass over the graph
+    )
 
 
 def build_trainer(
@@ -30,20 +64,22 @@ def build_trainer(
     tokenizer: PreTrainedTokenizerBase,
     dataset: Dataset,
     *,
+    arguments: SFTConfig,
     start: Path | None = None,
     work: Path,
     progress: Progress,
     saved: Callable[[str], object],
 ) -> SFTTrainer:
-    """TRL's trainer with a LoRA adapter; loss on the completion alone.
+    """TRL's trainer with a LoRA adapter.
 
     Args:
+        dataset: `input_ids` and `labels` a row.
         start: An adapter to go on from; None: a fresh one.
         saved: Called with the name of each complete checkpoint, relative to `work`.
     """
     from accelerate import PartialState
     from transformers import TrainerCallback
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTTrainer
 
     class Tell(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
         """Progress to the step, and the mark of a complete checkpoint."""
@@ -60,41 +96,10 @@ def build_trainer(
                 (work / name / COMPLETE).touch()
                 saved(name)
 
-    rows_a_pass, n_passes = split_batch(config, n_devices=int(os.environ.get("WORLD_SIZE", "1")))
-    n_steps = max(1, int(len(dataset) * config.epochs / config.batch_size))
-    log_every = max(1, n_steps // 50)
-    on_gpu = best_device() == "cuda"
-    arguments = SFTConfig(
-        output_dir=str(work / CHECKPOINTS),
-        per_device_train_batch_size=rows_a_pass,
-        gradient_accumulation_steps=n_passes,
-        num_train_epochs=config.epochs,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type=config.scheduler,
-        warmup_steps=round(config.warmup_share * n_steps),
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        seed=config.seed,
-        data_seed=config.seed,
-        max_length=config.max_length,
-        packing=config.packing,
-        completion_only_loss=True,
-        gradient_checkpointing=config.gradient_checkpointing,
-        bf16=on_gpu and str(torch_dtype(model_config)) == "torch.bfloat16",
-        fp16=False,
-        use_cpu=best_device() == "cpu",
-        logging_steps=log_every,
-        logging_first_step=True,
-        save_strategy="steps",
-        # A resumed run forgets the losses since its last log line: checkpoints and log lines must fall together.
-        save_steps=math.ceil(config.checkpoint_steps / log_every) * log_every,
-        save_total_limit=2,
-        report_to="none",
-        disable_tqdm=True,
-        dataloader_pin_memory=on_gpu,
-    )
-    model = load_model(model_config, **_quantisation(config))
-    return SFTTrainer(
+    # A model that is to be split fits on no single device.
+    is_split = config.sharding == "fsdp" and arguments.world_size > 1
+    model = load_model(model_config, device="cpu" if is_split else None, **_quantisation(config))
+    trainer = SFTTrainer(
         model=_trainable(model, start, config) if start else model,
         args=arguments,
         train_dataset=dataset,
@@ -102,6 +107,22 @@ def build_trainer(
         peft_config=None if start else _lora(config),
         callbacks=[Tell()],
     )
+    n_sequences = len(trainer.train_dataset)  # fewer than rows where they were packed
+    n_steps = max(1, int(n_sequences * config.epochs / config.batch_size))
+    arguments.warmup_steps = round(config.warmup_share * n_steps)
+    arguments.logging_steps = max(1, n_steps // 50)
+    # A resumed run forgets the losses since its last log line: checkpoints and log lines must fall together.
+    arguments.save_steps = math.ceil(config.checkpoint_steps / arguments.logging_steps) * arguments.logging_steps
+    return trainer
+
+
+def adapter_weights(model: PeftModel) -> dict[str, torch.Tensor]:
+    """The trained weights, whole, on the CPU of the first process; every process must ask, as each may hold a part."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    whole = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+    weights: dict[str, torch.Tensor] = get_model_state_dict(model, options=whole)
+    return weights
 
 
 def split_batch(config: TrainConfig, *, n_devices: int) -> tuple[int, int]:
@@ -116,7 +137,9 @@ def split_batch(config: TrainConfig, *, n_devices: int) -> tuple[int, int]:
             f"train.batch_size={config.batch_size}: {n_devices} devices cannot share it evenly. Set a multiple of "
             f"{n_devices}, or give fewer devices with CUDA_VISIBLE_DEVICES."
         )
-    rows_a_pass = max(n for n in range(1, min(config.micro_batch_size, rows) + 1) if rows % n == 0)
+    # TRL lays the packed sequences of a pass end to end: the attention of several would cost the square of them.
+    at_most = 1 if config.packing else min(config.micro_batch_size, rows)
+    rows_a_pass = max(n for n in range(1, at_most + 1) if rows % n == 0)
     return rows_a_pass, rows // rows_a_pass
 
 

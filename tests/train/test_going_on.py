@@ -22,7 +22,7 @@ from tasks.train import train
 pytestmark = pytest.mark.slow
 
 TRAIN = dataclasses.replace(train, launcher=None)  # in this process, which has torch already
-CONFIG: dict[str, Any] = {"epochs": 1, "batch_size": 4, "micro_batch_size": 4, "max_length": 256, "lora_rank": 4}
+CONFIG: dict[str, Any] = {"epochs": 1, "batch_size": 4, "max_length": 256, "lora_rank": 4}
 
 
 @pytest.fixture

@@ -54,10 +54,13 @@ def run(
 ) -> None:  # fmt: skip
     """Run a recipe, or go on where an earlier run of it stopped."""
     from flows.current import current_for
+    from flows.devices import gpu_remarks
     from flows.rehearsal import plan_steps
     from tasks.store import open_store
 
     config = _load(recipe, set_)
+    for remark in gpu_remarks(config):
+        errors.print(f"[yellow]{escape(remark)}[/]", soft_wrap=True, highlight=False)
     opened = open_store(store)
     opened.preflight()
     # Finds missing data and models before Prefect starts.
@@ -169,10 +172,12 @@ def _show_prices(prices: list[Line]) -> None:
 
     table = Table("estimate", "rows", "prompt tokens", "new tokens", "GPU hours", box=None)
     for line in prices:
-        hours = "model not here" if line.gpu_hours is None else f"{line.gpu_hours:,.2f}"
+        hours = "size unknown" if line.gpu_hours is None else f"{line.gpu_hours:,.2f}"
         table.add_row(line.work, f"{line.rows:,}", f"{line.prompt_tokens:,}", f"{line.new_tokens:,}", hours)
     console.print()
     console.print(table)
+    for note in dict.fromkeys(line.note for line in prices if line.note):
+        console.print(f"[yellow]{escape(note)}[/]", soft_wrap=True, highlight=False)
     console.print(f"[dim]{escape(' '.join(assumptions()))}[/]", highlight=False)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from flows.rehearsal import forced_by
 from tasks.step import Planned
 from tasks.store import Store
 
@@ -27,7 +28,7 @@ def plan_lines(store: Store, planned: list[Planned], forced: set[str]) -> list[P
     for one in planned:
         fingerprint = one.ref["fingerprint"]
         manifest = one.reusable(store)
-        if {one.step.name, one.label} & forced:
+        if forced_by(one) & forced:
             action, reason = "run", "forced"
         elif manifest is not None:
             action, reason = "cached", _in_words(manifest.counts)

@@ -11,7 +11,7 @@ from typing import Protocol
 from flows.current import origin_for
 from flows.promotions import Promoted
 from tasks.config import EngineConfig, RunConfig, Section
-from tasks.evaluate import evaluate, measure
+from tasks.evaluate import check_benchmarks, evaluate, measure
 from tasks.generate import generate, likelihood, rewrite
 from tasks.ingest import ingest
 from tasks.judge import judge
@@ -60,7 +60,9 @@ def rehearse(run: Runner, recipe: RunConfig, current: Promoted | None = None) ->
         more["rewrites"] = run(rewrite, "rewrite", model=model, engine=engine, config=recipe.rewrite, **wanted)
         more["rewrite_verdicts"] = run(judge, "judge rewrites", outputs=more["rewrites"], **judging)
     if recipe.reads("likelihoods"):
-        more["likelihoods"] = run(likelihood, "likelihood", model=model, engine=engine, **tables)
+        more["likelihoods"] = run(
+            likelihood, "likelihood", model=model, engine=engine, config=recipe.generate, **tables
+        )
     adapters: dict[str, Planned] = {}
     seen, start = _going_on(recipe, current, examples)
     for i, arm in enumerate(recipe.arms):
@@ -97,6 +99,19 @@ def rehearse(run: Runner, recipe: RunConfig, current: Promoted | None = None) ->
     return run(report, "report", recipe=recipe, **tables, **more, **adapters, **made)
 
 
+def forced_by(planned: Planned, after: Planned | None = None) -> set[str]:
+    """The names by which `--force` means a step: its own and its label.
+
+    Where one server measures base and arms, `evaluate` means `measure`, which makes what the evaluate steps then find.
+
+    Args:
+        after: What the step waits for without reading it: the measure step.
+    """
+    if planned.step.name == measure.name:
+        return {measure.name, planned.label, evaluate.name}
+    return {planned.label} if after else {planned.step.name, planned.label}
+
+
 Inputs = dict[str, Planned]
 
 
@@ -123,6 +138,7 @@ def _place(recipe: RunConfig) -> int:
 
 def plan_steps(recipe: RunConfig, current: Promoted | None = None) -> list[Planned]:
     """Every step of a run in order, each once, with its fingerprint, before any of them runs."""
+    check_benchmarks(recipe.evaluate)
     planned: dict[str, Planned] = {}
 
     def remember(step: Step, label: str, after: Planned | None = None, /, **parts: Section | Planned) -> Planned:

@@ -6,6 +6,7 @@ environment, or in a block that is given by name.
 
 from __future__ import annotations
 
+import logging
 import os
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +21,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows.access import use_access
 from flows.children import Children, cancel_children, require_deployed
 from flows.current import advance, current_for
+from flows.devices import gpu_remarks
 from flows.form import RunForm
 from flows.records import RunRecord, run_id_of
 from flows.rehearsal import plan_steps, rehearse
@@ -29,6 +31,8 @@ from tasks.config import RunConfig
 from tasks.progress import listening
 from tasks.step import Planned
 from tasks.store import Store, open_store
+
+logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]  # Any: JSON values
 
@@ -88,6 +92,8 @@ def _run(recipe: RunConfig, store: str, force: tuple[str, ...], *, store_access:
     current = current_for(opened, recipe, flow_run_id)
     planned = plan_steps(recipe, current)
     children = _children(recipe, planned)
+    for remark in gpu_remarks(recipe):
+        logger.warning(remark)
     record = RunRecord.begin(run_id_of(recipe.name, began, flow_run_id), recipe, planned, flow_run_id=flow_run_id)
     record.save(opened)
     execution = recipe.execution

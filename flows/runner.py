@@ -14,6 +14,8 @@ from prefect.futures import PrefectFuture, as_completed
 from prefect.results import ResultStorage
 
 from flows.children import Children
+from flows.devices import at_a_time
+from flows.rehearsal import forced_by
 from flows.shown import HowFar
 from tasks.config import Section
 from tasks.digest import digest_of
@@ -32,7 +34,7 @@ class Wanted(NamedTuple):
         forced: Steps to run again though they are there, by name or label.
         since: Seconds since 1970: what was made after that is not forced again, so that a run that is tried again
             goes on.
-        workers: Steps that may be unfinished at a time.
+        workers: Steps that may be unfinished at a time; on this machine, if it has a GPU, one.
         body: Does a step; None: in this process.
     """
 
@@ -48,6 +50,7 @@ class PrefectRunner:
     def __init__(self, store: Store, wanted: Wanted) -> None:
         self._store = store
         self._wanted = wanted
+        self._n_at_a_time = wanted.workers if wanted.body else at_a_time(wanted.workers)
         self._records = _records_of(store)
         self._futures: dict[str, PrefectFuture[Ref]] = {}
         self._refreshed: set[str] = set()
@@ -60,12 +63,12 @@ class PrefectRunner:
             return planned
         self._wait_for_a_place()
         reusable = planned.reusable(self._store)
-        force = self._is_forced(planned, reusable)
+        force = self._is_forced(planned, after, reusable)
         upstream = [ref["fingerprint"] for ref in planned.inputs.values()]
         # What is made again may come out otherwise. Then Prefect's record of the steps after it must not count, and
         # the step itself looks whether its inputs are still those it was made from.
         waited = [*upstream, *([after.ref["fingerprint"]] if after else [])]
-        refresh = force or bool(self._refreshed.intersection(upstream)) or reusable is None
+        refresh = force or bool(self._refreshed.intersection(waited)) or reusable is None
         if refresh:
             self._refreshed.add(fingerprint)
         elif reusable:
@@ -79,13 +82,13 @@ class PrefectRunner:
         self.planned.append(planned)
         return planned
 
-    def _is_forced(self, planned: Planned, reusable: Manifest | None) -> bool:
+    def _is_forced(self, planned: Planned, after: Planned | None, reusable: Manifest | None) -> bool:
         made_by_this_run = reusable is not None and reusable.facts.get("started", 0.0) >= self._wanted.since
-        return bool({planned.step.name, planned.label} & self._wanted.forced) and not made_by_this_run
+        return bool(forced_by(planned, after) & self._wanted.forced) and not made_by_this_run
 
     def _wait_for_a_place(self) -> None:
         running = [future for future in self._futures.values() if not future.state.is_final()]
-        if len(running) >= self._wanted.workers:
+        if len(running) >= self._n_at_a_time:
             next(iter(as_completed(running)))
 
     def wait(self) -> None:

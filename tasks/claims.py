@@ -5,7 +5,8 @@
 
 On a local store the cache folder is the store, and the file lock is all. The kernel lets go of it when its holder dies.
 A remote claim runs out when nobody renews it, so a killed holder costs the others at most `TTL_SECONDS`, and a worker
-with the same cache folder nothing. For that the clocks of the machines should agree to within a few seconds.
+with the same cache folder nothing. For that the clocks of the machines should agree to within a few seconds. Time in
+which the store was away does not count: no holder could renew its claim then.
 
 A claim saves work; it is not what keeps artifacts whole. A holder that slept too long, or an S3 server that has no
 conditional writes, may let two work at once: both then publish, which is safe, because a manifest is written last and
@@ -18,6 +19,7 @@ import errno
 import fcntl
 import json
 import logging
+import math
 import os
 import random
 import socket
@@ -39,6 +41,7 @@ logger = logging.getLogger(__name__)
 TTL_SECONDS = 60.0
 RENEW_SECONDS = 15.0
 POLL_SECONDS = 2.0
+AFTER_OUTAGE_SECONDS = 2 * RENEW_SECONDS  # for a holder that waits to try again, or for an answer that got lost
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP}  # of a file system
 
 
@@ -219,14 +222,17 @@ class _Lease:
         """Wait until it is ours."""
         told = False
         last: _Seen | None = None
-        changed_at = time.monotonic()
+        changed_at, patient_until = time.monotonic(), -math.inf
         while True:
-            seen = self._look()
-            if seen != last:
-                last, changed_at = seen, time.monotonic()
+            seen, was_away = self._look_and_tell()
+            now = time.monotonic()
+            if was_away:
+                patient_until = now + AFTER_OUTAGE_SECONDS
+            if seen != last or was_away:
+                last, changed_at = seen, now
             # Not renewed for so long as it should last: over, whatever the clocks of both machines say.
-            stale = time.monotonic() - changed_at > TTL_SECONDS
-            if seen is None or stale or self._is_over(seen.claim):
+            stale = now - changed_at > TTL_SECONDS
+            if seen is None or stale or self._is_over(seen.claim, by_clock=now >= patient_until):
                 self._write(seen)
                 if self._is_ours(self._look()):
                     return
@@ -237,15 +243,15 @@ class _Lease:
 
     def take_if_free(self) -> bool:
         """Whether it is ours now."""
-        seen = self._look()
-        if seen is not None and not self._is_over(seen.claim):
+        seen, was_away = self._look_and_tell()
+        if seen is not None and not self._is_over(seen.claim, by_clock=not was_away):
             return False
         self._write(seen)
         return self._is_ours(self._look())
 
     def is_free(self) -> bool:
-        seen = self._look()
-        return seen is None or self._is_over(seen.claim)
+        seen, was_away = self._look_and_tell()
+        return seen is None or self._is_over(seen.claim, by_clock=not was_away)
 
     @contextmanager
     def renewed(self) -> Iterator[None]:
@@ -260,8 +266,9 @@ class _Lease:
             renewing.join()
             self._drop()
 
-    def _is_over(self, claim: _Claim | None) -> bool:
-        if claim is None or claim.expires < time.time():
+    def _is_over(self, claim: _Claim | None, *, by_clock: bool) -> bool:
+        """Whether nobody holds it. `by_clock`: also because it has run out, which after an outage proves nothing."""
+        if claim is None or (by_clock and claim.expires < time.time()):
             return True
         # Its holder had the lock of our cache folder, which we have now: it is dead, or this is our own claim,
         # written by a call whose answer got lost.
@@ -287,6 +294,11 @@ class _Lease:
                 self.files.remove(self.path)
         except StoreError as error:
             logger.warning("%s: the claim could not be removed, and runs out by itself: %s", self.path, error)
+
+    def _look_and_tell(self) -> tuple[_Seen | None, bool]:
+        """The claim, and whether the store was away for so long that its holder may have missed a renewal."""
+        asked_at = time.monotonic()
+        return self._look(), time.monotonic() - asked_at > RENEW_SECONDS
 
     def _look(self) -> _Seen | None:
         try:

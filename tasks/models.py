@@ -23,11 +23,17 @@ if TYPE_CHECKING:
 LAB_MODEL = Path(__file__).parent / "lab" / "model"
 LAB_JUDGE = Path(__file__).parent / "lab" / "judge_model"
 _SHIPPED = {"lab": LAB_MODEL, "lab-judge": LAB_JUDGE}
-_CONTENT = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+_WEIGHTS = "*.safetensors"
+_DESCRIPTION = ("*.json", "*.jinja", "*.model", "*.txt")
+# The same weights once more, as their makers' own code reads them.
+_SECOND_COPIES = ("consolidated*", "original/*")
 
 
-def model_folder(model: ModelConfig) -> Path:
+def model_folder(model: ModelConfig, *, weights: bool = True) -> Path:
     """The local folder of a model; a Hub model is looked up in the cache, else downloaded.
+
+    Args:
+        weights: False for what needs only config, tokenizer and template: of a Hub model no more is fetched then.
 
     Raises:
         DataError: There is no such model, here or on the Hub.
@@ -38,44 +44,59 @@ def model_folder(model: ModelConfig) -> Path:
     if is_here and model.revision is not None:
         raise ConfigError(f"model.revision={model.revision}: has no effect on a folder ({folder}). Remove it.")
     if not is_here:
-        folder = _hub_snapshot(model.base, model.revision)
+        folder = _hub_snapshot(model.base, model.revision, weights=weights)
     if not (folder / "config.json").exists():
         raise DataError(
             f"model.base={model.base}: {folder} holds no config.json. Build the lab's models: ssr lab build"
         )
-    if not list(folder.glob("*.safetensors")):
+    if (weights or is_here) and not weight_files(folder):
         raise DataError(
             f"model.base={model.base}: {folder} holds no safetensors. Convert its weights; pickle is not read."
+            + ("" if is_here else _offline())
         )
     return folder.resolve()
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The weights that are read from a model's folder."""
+    return [path for path in folder.glob(_WEIGHTS) if not path.name.startswith("consolidated")]
+
+
 @lru_cache(maxsize=16)
-def _hub_snapshot(base: str, revision: str | None) -> Path:
+def _hub_snapshot(base: str, revision: str | None, *, weights: bool) -> Path:
     looks_local = base.startswith((".", "/", "~")) or base.count("/") != 1
     if looks_local:
         raise DataError(f"model.base={base}: no such folder, and not a Hub id (organisation/name).")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    if weights:  # of the commit that the digest names, though the branch may have moved on since
+        revision = _hub_snapshot(base, revision, weights=False).name
     try:
-        return Path(snapshot_download(base, revision=revision, allow_patterns=list(_CONTENT)))
+        found = snapshot_download(
+            base, revision=revision, allow_patterns=[*_DESCRIPTION, *([_WEIGHTS] if weights else [])],
+            ignore_patterns=list(_SECOND_COPIES),
+        )  # fmt: skip
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        offline = " HF_HUB_OFFLINE is set." if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
         raise DataError(
-            f"model.base={base}: no such folder, and the Hub does not give it: {error}.{offline}"
+            f"model.base={base}: no such folder, and the Hub does not give it: {error}.{_offline()}"
         ) from error
+    return Path(found)
+
+
+def _offline() -> str:
+    return " HF_HUB_OFFLINE is set." if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
 
 
 def model_digest(model: ModelConfig) -> str:
     """A digest of everything in the model's folder that changes what it says: weights, config, tokenizer, template.
 
-    A Hub snapshot is named by its commit, which stands for its content and saves reading gigabytes.
+    A Hub snapshot is named by its commit, which stands for its content: its weights need not be here.
     """
-    folder = model_folder(model)
+    folder = model_folder(model, weights=False)
     if folder.parent.name == "snapshots":
         return digest_of(["hub", model.base, folder.name])
-    names = [p.name for pattern in _CONTENT for p in folder.glob(pattern)]
+    names = [p.name for pattern in (_WEIGHTS, *_DESCRIPTION) for p in folder.glob(pattern)]
     return folder_digest(folder, set(names))
 
 
@@ -87,7 +108,7 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model_folder(model))
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model_folder(model, weights=False))
     if not tokenizer.chat_template:
         raise DataError(f"model.base={model.base}: its tokenizer has no chat template. Use an instruction-tuned model.")
     tokenizer.padding_side = "left"

@@ -16,6 +16,7 @@ import inspect
 import logging
 import os
 import platform
+import shlex
 import socket
 import time
 import typing
@@ -25,7 +26,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks import progress
+from tasks import progress, work
 from tasks.claims import claimed
 from tasks.config import Section
 from tasks.digest import digest_of
@@ -55,7 +56,8 @@ class Context:
         counts: Whole numbers for the manifest; `account` checks that rows add up.
         facts: Other measured values for the manifest.
         progress: Call it with (done, total, detail).
-        force: It is made again though it was there: nothing that was measured before may stand in for it.
+        force: It is made again though it was there: nothing that was measured before may stand in for it, and rows
+            that failed are asked for again.
     """
 
     store: Store
@@ -131,6 +133,13 @@ class Planned:
         return manifest
 
 
+def another_try(label: str, counts: Mapping[str, int]) -> str:
+    """What may become of the failed rows of a step that is done: by itself it is not made again. "" if nothing may."""
+    n = counts.get("rows_retryable", 0)
+    rows = "row" if n == 1 else "rows"
+    return f"{n:,} failed {rows} may succeed on another try: --force {shlex.quote(label)}" if n else ""
+
+
 def as_input(ref: Ref) -> Planned:
     """An artifact that is there, as an input of a step to plan. It cannot be made from this."""
 
@@ -191,6 +200,9 @@ class Step:
             listener.started(label)
         started = time.time()
         with store.staging(**planned.ref) as out:
+            # Of now: should an input be made again meanwhile, this is not made from it.
+            made_from = _input_digests(store, planned.inputs)
+            work.keep_only_if(store, planned.ref, digest_of(made_from))
             context = Context(store, planned.ref, out, planned.inputs, progress=_announce(label), force=force)
             try:
                 self._run_body(context, planned)
@@ -200,11 +212,13 @@ class Step:
             facts = {"started": started, "seconds": seconds, **_circumstances(), **context.facts}
             manifest = Manifest(
                 planned.step.name, planned.ref["fingerprint"], planned.identity, planned.inputs, describe_files(out),
-                _input_digests(store, planned.inputs), dict(context.counts), facts,
+                made_from, dict(context.counts), facts,
             )  # fmt: skip
             store.publish(out, manifest)
         store.done_with_work(**planned.ref)
         logger.info("%s: %s in %.1f s", label, _in_words(context.counts), seconds)
+        if hint := another_try(label, context.counts):
+            logger.warning("%s: %s", label, hint)
         for listener in progress.listeners():
             listener.finished(label, context.counts, seconds)
 

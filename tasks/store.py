@@ -173,15 +173,28 @@ class Store:
     def _fetch_file(self, ref: Ref, entry: FileEntry, target: Path) -> None:
         if target.exists() and file_digest(target) == entry["sha256"]:
             return
+        # Twice, because of what may happen on the way.
+        if self._fetched(ref, entry, target) or self._fetched(ref, entry, target):
+            return
+        where, now = self.link(ref, entry["name"]), self.manifest(**ref)
+        if now is not None and entry not in now.files:
+            raise StoreError(f"{where}: made again while it was read. Run the same command again.")
+        # Two workers may have published different bytes of one size at once. By its sizes, every run would take the
+        # artifact for whole, and none could read it.
+        self.remote.remove(self.path("steps", ref["step"], ref["fingerprint"], MANIFEST))
+        raise StoreError(
+            f"{where}: the content is not what the manifest says, so the artifact counts as not there from now on. "
+            "Run the same command again to make it."
+        )
+
+    def _fetched(self, ref: Ref, entry: FileEntry, target: Path) -> bool:
+        """Whether it is what the manifest says; only then it is at its place."""
         path = self.path("steps", ref["step"], ref["fingerprint"], entry["name"])
         part = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
         try:
             self.remote.download(path, part)
             if file_digest(part) != entry["sha256"]:
-                raise StoreError(
-                    f"{self.link(ref, entry['name'])}: the content is not what the manifest says. "
-                    f"Make it again: ssr run RECIPE --force {ref['step']}"
-                )
+                return False
             part.replace(target)
         except FileNotFoundError as error:
             raise StoreError(
@@ -190,6 +203,7 @@ class Store:
             ) from error
         finally:
             part.unlink(missing_ok=True)
+        return True
 
     @contextmanager
     def staging(self, step: str, fingerprint: str) -> Iterator[Path]:
@@ -331,7 +345,7 @@ class Store:
             part = Path(f"{path}.{uuid.uuid4().hex[:8]}.part")
             part.parent.mkdir(parents=True, exist_ok=True)
             part.write_bytes(content)
-            part.replace(path)
+            put_in_place(part, Path(path))
         except Exception as error:
             raise StoreError(_unusable(self.uri, error)) from error
 
@@ -381,6 +395,22 @@ def local_files(folder: Path) -> list[StoredFile]:
                 stat = path.lstat()
                 found.append(StoredFile(path.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime))
     return found
+
+
+def put_in_place(part: Path, target: Path) -> Path:
+    """Rename a finished file so that a power cut leaves it whole at its new name, or not there; gives its new name."""
+    _fsync(part)
+    part.replace(target)
+    _fsync(target.parent)
+    return target
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def share_as(file: Path) -> None:

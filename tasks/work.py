@@ -2,9 +2,10 @@
 
     <store>/work/<step>/<fingerprint>/<name>             a file, or a folder of files
     <store>/work/<step>/<fingerprint>/<name>.complete    written last: without it, the rest does not count
+    <store>/work/<step>/<fingerprint>/made_from          a digest of what the step's inputs held
 
-On a local store the work folder is in the store already, and there is nothing to do here. Checkpoints hold optimiser
-state in PyTorch's format; the trainer reads it with `weights_only`, which runs no code.
+On a local store the work folder is in the store already, and nothing is kept twice. Checkpoints hold optimiser state in
+PyTorch's format; the trainer reads it with `weights_only`, which runs no code.
 """
 
 from __future__ import annotations
@@ -25,7 +26,34 @@ from tasks.store import FileEntry, Ref, Store, describe_files
 logger = logging.getLogger(__name__)
 
 _COMPLETE = ".complete"
+_MADE_FROM = "made_from"
 _PATIENCE_SECONDS = 30.0  # the step stands still meanwhile
+
+
+def keep_only_if(store: Store, ref: Ref, made_from: str) -> None:
+    """Before a step works: remove what an earlier try has left, here and on the store, unless its inputs held the same.
+
+    Its fingerprint does not tell: an input that was made again by force may hold other bytes under the same one.
+
+    Args:
+        made_from: A digest of what the inputs hold now.
+
+    Raises:
+        StoreError: The store could not be asked. What is there may be of other inputs.
+    """
+    here = store.work_folder(**ref) / _MADE_FROM
+    if not here.exists() or here.read_text() != made_from:
+        shutil.rmtree(here.parent)
+        (store.work_folder(**ref) / _MADE_FROM).write_text(made_from)
+    if store.is_local:
+        return
+    try:
+        kept = store.read("work", ref["step"], ref["fingerprint"], _MADE_FROM).decode(errors="replace")
+    except FileNotFoundError:
+        kept = ""
+    if kept != made_from:
+        store.remote.remove_folder(store.path("work", ref["step"], ref["fingerprint"]))
+        store.remote.write(_path(store, ref, _MADE_FROM), made_from.encode())
 
 
 def push(store: Store, ref: Ref, name: str, *, only_newest: bool = False) -> bool:

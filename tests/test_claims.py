@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import os
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
@@ -358,6 +361,100 @@ def test_where_a_file_system_has_no_locks_the_step_is_made_all_the_same(
     planned().execute(store)
     assert runs == ["begins", "ends"]
     assert "no file locks here" in caplog.text
+
+
+# --- while the store is away ---
+
+
+@dataclass
+class Clock:
+    """Time for `tasks.claims`, which passes only where a call says so."""
+
+    now: float = 1_000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    time = monotonic
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@dataclass
+class Outage:
+    """The claim of another worker on a store that is away for a while, when a call hangs until it is back.
+
+    Attributes:
+        renewals: When its holder renews it.
+        dropped: When it lets go.
+    """
+
+    clock: Clock
+    away: tuple[float, float]
+    renewals: list[float]
+    dropped: float = math.inf
+    taken: float | None = None
+    mine: bytes | None = None
+
+    def etag(self, path: str) -> str:
+        if self.away[0] <= self.clock.now < self.away[1]:
+            self.clock.now = self.away[1]
+        if self.mine is None and self.clock.now >= self.dropped:
+            raise FileNotFoundError
+        return str(self.taken or max(at for at in self.renewals if at <= self.clock.now))
+
+    def read(self, path: str) -> bytes:
+        expires = float(self.etag(path)) + claims.TTL_SECONDS
+        return self.mine or json.dumps({"owner": "x", "place": "y", "who": "them", "expires": expires}).encode()
+
+    def swap(self, path: str, content: bytes, etag: str | None) -> bool:
+        self.taken, self.mine = self.clock.now, content
+        return True
+
+
+def lease(outage: Outage) -> claims._Lease:
+    return claims._Lease(cast("S3Files", outage), CLAIM, "me", "here")
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr(claims, "time", found)
+    monkeypatch.setattr(claims, "POLL_SECONDS", 2.0)
+    return found
+
+
+@pytest.mark.parametrize("minutes", [1.1, 1.5, 2])
+def test_an_outage_does_not_take_the_claim_from_a_holder_that_lives(clock: Clock, minutes: float) -> None:
+    back = 1_100 + 60 * minutes
+    # Its last try before the store was back failed a moment ago: so it waits for as long as it may.
+    renewals = [*range(1_000, 1_100, 15), *(back + claims.RENEW_SECONDS * n + 1 for n in range(1, 10))]
+    outage = Outage(clock, (1_100, back), [float(at) for at in renewals], dropped=back + 130)
+    lease(outage).take(REF)
+    assert outage.taken == pytest.approx(back + 130, abs=3)
+
+
+def test_after_an_outage_a_dead_holder_is_followed_soon(clock: Clock) -> None:
+    outage = Outage(clock, (1_010, 1_100), [1_000.0])
+    lease(outage).take(REF)
+    assert outage.taken == pytest.approx(1_100 + claims.AFTER_OUTAGE_SECONDS, abs=3)
+
+
+def test_without_an_outage_a_dead_holder_is_followed_when_its_claim_runs_out(clock: Clock) -> None:
+    outage = Outage(clock, (0, 0), [1_000.0])
+    lease(outage).take(REF)
+    assert outage.taken == pytest.approx(1_000 + claims.TTL_SECONDS, abs=3)
+
+
+def test_right_after_an_outage_nothing_is_free_that_seems_to_have_run_out(clock: Clock) -> None:
+    outage = Outage(clock, (1_010, 1_100), [1_000.0])
+    clock.now = 1_020
+    assert not lease(outage).is_free()
+    clock.now = 1_020
+    assert not lease(outage).take_if_free()
+    assert outage.taken is None
+    assert lease(outage).is_free(), "the store answers at once now"
 
 
 # --- without waiting ---

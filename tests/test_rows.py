@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tasks import rows
@@ -68,6 +70,12 @@ def test_a_failure_that_may_pass_is_tried_again_and_another_is_not(store):
     assert opened(store).done().here == {"never"}
 
 
+def test_by_force_no_failure_is_done(store):
+    keep(store, done("a"), failed("never", retryable=False), failed("again", retryable=True))
+    keep(store, done("b"), failed("theirs", retryable=False), origin=THEIRS)
+    assert opened(store).done(failures=False) == ({"a"}, {"b"})
+
+
 def test_a_later_success_makes_a_failed_row_done(store, tmp_path):
     keep(store, failed("a", retryable=True), origin=MINE)
     keep(store, done("a", "at last"), origin=THEIRS)
@@ -120,6 +128,38 @@ def test_a_part_that_was_being_written_at_a_kill_is_not_read(store):
     folder = opened(store).parts()[0].parent
     (folder / ".part-1111111111111111-torn.parquet").write_bytes(b"PAR1 half of")
     assert opened(store).done().here == {"a"}
+
+
+TORN = [b"", bytes(300), b"PAR1 half of", b"PAR1" + b"x" * 60 + b"\x08\0\0\0PAR1"]
+
+
+@pytest.mark.parametrize("torn", TORN)
+def test_a_torn_part_is_passed_over_and_its_rows_are_paid_for_again(store, tmp_path, caplog, torn):
+    keep(store, done("a"))
+    keep(store, done("b"))
+    (path,) = (part for part in opened(store).parts() if pq.read_table(part).column("row_key").to_pylist() == ["b"])
+    path.write_bytes(torn)
+    rows = opened(store)
+    assert rows.done().here == {"a"}
+    assert rows.done().here == {"a"}
+    assert caplog.text.count(f"{path}: passed over, because it cannot be read") == 1
+    keep(store, done("b", "again"))
+    assert latest(store, tmp_path) == {"a": "yes", "b": "again"}
+
+
+def test_a_part_is_on_the_disk_before_it_has_its_name_and_so_is_then_the_name(store, monkeypatch):
+    synced: list[tuple[str, list[str]]] = []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        folder = path if path.is_dir() else path.parent
+        synced.append((path.name[:6], sorted(name.name[:5] for name in folder.iterdir())))
+        real(descriptor)
+
+    monkeypatch.setattr("os.fsync", fsync)
+    keep(store, done("a"))
+    assert synced == [(".part-", [".part"]), ("space", ["part-"])]
 
 
 def test_a_key_depends_on_the_space_and_on_all_of_the_prompt():

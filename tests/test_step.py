@@ -151,6 +151,34 @@ def test_an_input_that_holds_other_bytes_than_before_is_read_again(store):
     assert (store.fetch(second.ref) / "b.txt").read_text() == "achangedachanged"
 
 
+@step(version=1)
+def toy_long(ctx: Context, *, first: Ref) -> None:
+    half = ctx.work / "half.txt"
+    if not half.exists():
+        runs.append("long")
+        half.write_text(ctx.path(first, "a.txt").read_text())
+    if "killed" in outside:
+        raise StepError("killed")
+    (ctx.out / "b.txt").write_text(half.read_text())
+
+
+@pytest.mark.parametrize(("content", "n_runs"), [("", 1), ("changed", 2)])
+def test_what_a_killed_step_left_counts_only_if_its_inputs_hold_the_same(store, content, n_runs):
+    first = toy_first.plan(config=Config())
+    first.execute(store)
+    planned = toy_long.plan(first=first)
+    outside["killed"] = "yes"
+    with pytest.raises(StepError, match="killed"):
+        planned.execute(store)
+    outside.clear()
+    outside["content"] = content
+    first.execute(store, force=True)
+    planned.execute(store)
+    assert runs.count("long") == n_runs
+    assert (store.fetch(planned.ref) / "b.txt").read_text() == f"a{content}"
+    assert not list(Path(store.root).glob("work/*/*")), "nothing is left behind"
+
+
 @pytest.mark.parametrize("damage", ["changed", "removed", "torn manifest"])
 def test_a_damaged_artifact_is_made_again(store, damage):
     planned = toy_first.plan(config=Config())

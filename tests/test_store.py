@@ -210,9 +210,9 @@ def test_a_work_folder_outlives_the_process_until_the_step_is_done(store):
 
 
 def test_rows_are_shared_between_machines(store, tmp_path, monkeypatch):
-    schema = pa.schema([("row_key", pa.string()), ("retryable", pa.bool_())])
+    schema = pa.schema([("row_key", pa.string()), ("problem", pa.string()), ("retryable", pa.bool_())])
     rows = RowStore(store, "outputs", "space", schema, origin="1" * 64)
-    rows.append([{"row_key": "a", "retryable": None}])
+    rows.append([{"row_key": "a", "problem": None, "retryable": None}])
     rows.flush()
     monkeypatch.setenv("SSR_CACHE", str(tmp_path / "another machine"))
     elsewhere = RowStore(open_store(store.uri), "outputs", "space", schema, origin="2" * 64)

@@ -274,12 +274,104 @@ def test_a_part_is_fetched_once_by_each_machine(
     assert len(fetched) == 1, "by the machine that did not write it"
 
 
+def test_a_torn_part_on_the_store_is_passed_over_by_every_machine(
+    s3: S3, another_machine: Callable[[Store], Store], caplog: pytest.LogCaptureFixture
+) -> None:
+    store = open_store(s3.uri)
+    row_store(store).append([row("a")])
+    torn = store.path("rows", "outputs", "space", f"part-{'1' * 16}-torn.parquet")
+    store.remote.write(torn, b"")
+    for one in (store, another_machine(store)):
+        caplog.clear()
+        assert row_store(one).done().here == {"a"}
+        assert f"s3://{torn}: passed over" in caplog.text
+
+
+def test_a_torn_copy_is_fetched_again(s3: S3) -> None:
+    store = open_store(s3.uri)
+    row_store(store).append([row("a")])
+    (path,) = row_store(store).parts()
+    path.write_bytes(b"")
+    assert row_store(store).done().here == {"a"}
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_torn_part_that_was_not_sent_never_is(s3: S3, s3_proxy: S3Proxy, caplog: pytest.LogCaptureFixture) -> None:
+    store = open_store(s3.uri)
+    s3_proxy.refuse("InternalError", status=500, only="PUT /")
+    with pytest.raises(StoreError, match="could not write"):
+        row_store(store).append([row("a")])
+    s3_proxy.heal()
+    (unsent,) = store.cache.rglob("unsent-*")
+    unsent.write_bytes(b"")
+    assert row_store(store).done() == (set(), set())
+    assert "torn, and removed unsent" in caplog.text
+    assert s3.objects() == {}
+    assert not list(store.cache.rglob("*.parquet"))
+
+
 def test_own_parts_count_though_a_listing_does_not_show_them_yet(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = row_store(open_store(s3.uri))
     rows.append([row("a")])
     rows.flush()
     monkeypatch.setattr(Store, "names", lambda *parts: [])
     assert rows.done().here == {"a"}
+
+
+# --- two publishers ---
+
+
+def test_an_artifact_that_two_workers_have_mixed_is_made_again_by_the_next_run(
+    s3: S3, another_machine: Callable[[Store], Store]
+) -> None:
+    store = open_store(s3.uri)
+    publish(store, rows=b"1\n", other=b"x")
+    store.remote.write(store.path("steps", "train", "f" * 64, "rows"), b"2\n")  # of the same size
+    elsewhere = another_machine(store)
+    assert elsewhere.verified(**REF) is not None, "by its sizes it is whole"
+    with pytest.raises(StoreError, match=r"not what the manifest says.*Run the same command again to make it"):
+        elsewhere.fetch(REF)
+    assert elsewhere.verified(**REF) is None
+    publish(elsewhere, rows=b"2\n", other=b"x")
+    assert contents(elsewhere)["rows"] == b"2\n"
+
+
+def test_an_artifact_that_is_made_again_while_it_is_read_stays(
+    s3: S3, another_machine: Callable[[Store], Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(s3.uri)
+    publish(store, rows=b"1\n")
+    elsewhere, real, told = another_machine(store), Store.manifest, []
+
+    def manifest(self: Store, step: str, fingerprint: str) -> Manifest | None:
+        found = real(self, step, fingerprint)
+        if self is elsewhere and not told:
+            told.append(found)
+            publish(store, rows=b"2\n")
+        return found
+
+    monkeypatch.setattr(Store, "manifest", manifest)
+    with pytest.raises(StoreError, match="made again while it was read"):
+        elsewhere.fetch(REF)
+    assert contents(elsewhere)["rows"] == b"2\n"
+
+
+def test_bytes_that_were_damaged_on_the_way_are_fetched_again(
+    s3: S3, another_machine: Callable[[Store], Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(s3.uri)
+    publish(store, rows=b"1\n")
+    real, spoilt = remote_files.S3Files.download, []
+
+    def download(self: remote_files.S3Files, path: str, target: Path) -> None:
+        real(self, path, target)
+        if not spoilt:
+            spoilt.append(path)
+            target.write_bytes(b"X\n")
+
+    monkeypatch.setattr(remote_files.S3Files, "download", download)
+    assert contents(another_machine(store)) == {"rows": b"1\n"}
+    assert len(spoilt) == 1
 
 
 # --- work in progress ---
@@ -373,6 +465,26 @@ def test_a_part_of_rows_whose_name_leads_out_of_its_folder_is_an_error(
     with pytest.raises(StoreError, match=r"rows/outputs/space: '\.\.' does not name a file below it"):
         row_store(elsewhere).done()
     assert not list(elsewhere.cache.rglob("*.parquet"))
+
+
+def test_work_that_was_made_from_other_inputs_is_gone_for_every_machine(
+    s3: S3, another_machine: Callable[[Store], Store]
+) -> None:
+    store = open_store(s3.uri)
+    work.keep_only_if(store, REF, "first")
+    name = checkpoint(store, 3)
+    work.push(store, REF, name)
+    elsewhere = another_machine(store)
+    work.keep_only_if(elsewhere, REF, "first")
+    assert work.pushed(elsewhere, REF, "checkpoints") == [name]
+    work.keep_only_if(elsewhere, REF, "second")
+    assert work.pushed(elsewhere, REF, "checkpoints") == []
+    new = checkpoint(elsewhere, 6)
+    work.push(elsewhere, REF, new)
+
+    work.keep_only_if(store, REF, "second")
+    assert not (store.work_folder(**REF) / name).exists()
+    assert work.pushed(store, REF, "checkpoints") == [new], "what was made from the same inputs stays"
 
 
 def test_what_nobody_has_kept_is_not_pulled(s3: S3) -> None:

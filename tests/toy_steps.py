@@ -53,7 +53,7 @@ def planned(model: Path, n_rows: int) -> dict[str, Planned]:
     tables = {"examples": examples, "outputs": outputs, "verdicts": verdicts}
     rewriting = RewriteConfig(max_new_tokens=4)
     rewrites = here(rewrite).plan(model=base, engine=engine, config=rewriting, **tables)
-    likelihoods = here(likelihood).plan(model=base, engine=engine, **tables)
+    likelihoods = here(likelihood).plan(model=base, engine=engine, config=config, **tables)
     return {
         "ingest": examples, "generate": outputs, "judge": verdicts, "select": targets, "train": adapter,
         "rewrite": rewrites, "likelihood": likelihoods,

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from tasks.config.section import Section
+from tasks.config.section import RUNTIME, Section
 
 
 class EvaluateConfig(Section):
@@ -16,14 +16,22 @@ class EvaluateConfig(Section):
         default=("mmlu", "truthfulqa_mc2", "gsm8k", "hellaswag"),
         description="lm-evaluation-harness tasks, `lab`, or YAML files of your own",
     )
-    limit: int | None = Field(default=None, gt=0, description="Items a benchmark; null: all")
+    limit: int | None = Field(default=None, gt=0, description="Items a task; a group such as mmlu has many; null: all")
     num_fewshot: int | None = Field(default=None, ge=0, description="Shots; null: each task's default")
     chat_template: bool = Field(default=True, description="Put benchmark prompts through the chat template")
     max_new_tokens: int = Field(default=256, gt=0, description="Longest answer to a task question")
     max_task_rows: int | None = Field(default=None, gt=0, description="Rows of each task test split; null: all")
     drift_rows: int = Field(default=200, ge=0, description="Test prompts on which drift is measured; 0: none")
-    benchmark_batch_size: int = Field(default=64, gt=0, description="Items a batch in lm-evaluation-harness")
+    benchmark_batch_size: int = Field(
+        default=16, gt=0, description="Items a batch in lm-evaluation-harness; fewer need less memory",
+        json_schema_extra=RUNTIME,
+    )  # fmt: skip
     seed: int = Field(default=1234, description="Seed of few-shot draws")
+    max_failed_share: float = Field(
+        default=0.05, ge=0, le=1,
+        description="The step fails when more rows than this of a task, or of the drift, have no answer",
+        json_schema_extra=RUNTIME,
+    )  # fmt: skip
 
 
 class ReportConfig(Section):

@@ -16,7 +16,8 @@ class GenerateConfig(Section):
     n_samples: int = Field(default=1, gt=0, description="Answers per prompt; more than one needs a temperature")
     seed: int = Field(default=0, description="Seed of sampling")
     max_failed_share: float = Field(
-        default=0.05, ge=0, le=1, description="The step fails when more rows than this have no output",
+        default=0.05, ge=0, le=1,
+        description="The step fails when more rows than this have no output; so does that of likelihoods",
         json_schema_extra=RUNTIME,
     )  # fmt: skip
 

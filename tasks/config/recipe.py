@@ -20,8 +20,9 @@ class ExecutionConfig(Section):
     """Where and how wide the steps run."""
 
     workers: int = Field(
-        default=1, gt=0, description="Steps that may run at once; on one GPU, one", json_schema_extra=RUNTIME
-    )
+        default=1, gt=0, description="Steps that may run at once; inline on a machine with a GPU, it is one",
+        json_schema_extra=RUNTIME,
+    )  # fmt: skip
     threads: int | None = Field(
         default=None, gt=0, description="CPU threads a step; null: all", json_schema_extra=RUNTIME
     )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import importlib.metadata
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,7 @@ from tasks.digest import digest_of, file_digest
 from tasks.engines import Engine
 from tasks.engines.remote import RemoteEngine
 from tasks.errors import DataError
+from tasks.scores import LEAKED_REFUSAL, LOWER_MARK
 from tasks.text import abstains
 
 if TYPE_CHECKING:
@@ -22,7 +25,11 @@ if TYPE_CHECKING:
 
 LAB_FOLDER = Path(__file__).parents[1] / "lab" / "benchmarks"
 LAB_BENCHMARKS = ("lab_facts", "lab_sums", "lab_stories", "lab_misconceptions")
-LEAKED_REFUSAL = "leaked_refusal"  # share of general answers that are refusals: lower is better
+# Not looked up before a run, because the harness takes ten seconds to index its tasks.
+USUAL_BENCHMARKS = frozenset(
+    "mmlu truthfulqa_mc1 truthfulqa_mc2 truthfulqa_gen gsm8k gsm8k_cot hellaswag ifeval arc_easy arc_challenge piqa "
+    "winogrande boolq openbookqa commonsense_qa social_iqa mmlu_pro bbh drop triviaqa nq_open humaneval mbpp".split()
+)
 _SKIPPED_METRICS = {"bypass"}
 
 
@@ -44,11 +51,30 @@ def content_digests(config: EvaluateConfig) -> dict[str, str]:
             world = [LAB_FOLDER.parent / f for f in ("world.py", "corpus.py", "lexicon.py", "gates.py")]
             files = [*LAB_FOLDER.glob("*.yaml"), *LAB_FOLDER.glob("*.py"), *world]
             found[name] = digest_of({file.name: file_digest(file) for file in files})
-        elif name.endswith((".yaml", ".yml")):
-            if not Path(name).exists():
-                raise DataError(f"evaluate.benchmarks: {name}: no such file. Give an existing YAML or a task name.")
+        elif _is_file(name):
             found[name] = file_digest(Path(name))
     return found | {"lm_eval": importlib.metadata.version("lm_eval")}
+
+
+def check_benchmarks(config: EvaluateConfig) -> None:
+    """Refuse a benchmark that the harness does not have, before anything is paid for.
+
+    Raises:
+        DataError: There is no such task or file.
+    """
+    for name in names(config):
+        if _is_file(name):
+            _require(Path(name).stem, _manager(Path(name).parent.absolute(), defaults=False), given=name)
+        elif name not in USUAL_BENCHMARKS.union(LAB_BENCHMARKS):
+            _require(name, _manager(LAB_FOLDER, defaults=True), given=name)
+
+
+def _is_file(name: str) -> bool:
+    if not name.endswith((".yaml", ".yml")):
+        return False
+    if not Path(name).exists():
+        raise DataError(f"evaluate.benchmarks: {name}: no such file. Give an existing YAML or a task name.")
+    return True
 
 
 def items(engine: Engine, name: str, config: EvaluateConfig, abstentions: Sequence[str]) -> Iterator[dict[str, object]]:
@@ -59,8 +85,9 @@ def items(engine: Engine, name: str, config: EvaluateConfig, abstentions: Sequen
     """
     results = _evaluate(engine, name, config)
     for task, samples in sorted(results["samples"].items()):
-        for sample in samples:
-            yield from _rows(Path(name).stem, task, sample, abstentions)
+        directions = results.get("higher_is_better", {}).get(task, {})
+        lower = frozenset(metric for metric, higher in directions.items() if higher is False)
+        yield from task_rows(Path(name).stem, task, samples, lower, abstentions)
 
 
 def _evaluate(engine: Engine, name: str, config: EvaluateConfig) -> dict[str, Any]:  # Any: harness results
@@ -107,14 +134,24 @@ def _harness_model(engine: Engine, config: EvaluateConfig) -> LM:
 
 
 def _task(name: str) -> tuple[str, TaskManager]:
-    if name.endswith((".yaml", ".yml")):
+    given = name
+    if _is_file(name):
         manager = _manager(Path(name).parent.absolute(), defaults=True)
         name = Path(name).stem
     else:
         manager = _manager(LAB_FOLDER, defaults=name not in LAB_BENCHMARKS)
-    if name not in manager.all_tasks:
-        raise DataError(f"benchmark {name!r}: lm-evaluation-harness has no such task. List them: lm-eval ls tasks")
+    _require(name, manager, given=given)
     return name, manager
+
+
+def _require(task: str, manager: TaskManager, *, given: str) -> None:
+    if task in manager.all_tasks:
+        return
+    if given != task:
+        raise DataError(f"evaluate.benchmarks: {given}: defines no task {task!r}. Name the file as the task in it.")
+    near = difflib.get_close_matches(task, manager.all_tasks, 1)
+    meant = f"Did you mean {near[0]!r}?" if near else "List them: lm-eval ls tasks"
+    raise DataError(f"evaluate.benchmarks: {task!r}: lm-evaluation-harness has no such task. {meant}")
 
 
 @functools.cache  # to index the harness's thousands of tasks takes seconds
@@ -124,31 +161,42 @@ def _manager(folder: Path, *, defaults: bool) -> TaskManager:
     return TaskManager(include_path=str(folder), include_defaults=defaults)
 
 
-def _rows(
-    name: str, task: str, sample: dict[str, Any], abstentions: Sequence[str]
+def task_rows(
+    name: str, task: str, samples: Sequence[dict[str, Any]], lower: frozenset[str], abstentions: Sequence[str]
 ) -> Iterator[dict[str, object]]:  # Any: harness samples
-    doc = sample["doc"]
-    common: dict[str, object] = {
-        "benchmark": name,
-        "item_id": digest_of([task, sample["doc_hash"], sample["prompt_hash"]])[:32],
-        "cluster": task if task != name else doc.get("cluster"),
-        "output": None,
-        "problem": None,
-    }
-    output = _generated(sample)
-    if output is not None:
-        common["output"] = output
-        yield common | {"metric": LEAKED_REFUSAL, "score": float(abstains(output, abstentions))}
-    suffix = "" if sample.get("filter", "none") == "none" else f",{sample['filter']}"
-    for metric in sample["metrics"]:
-        if metric in _SKIPPED_METRICS:
-            continue
-        value = sample[metric]
-        if isinstance(value, int | float):
-            yield common | {"metric": f"{metric}{suffix}", "score": float(value)}
-        else:
-            problem = f"not a number per item: {type(value).__name__}"
-            yield common | {"metric": f"{metric}{suffix}", "score": None, "problem": problem}
+    """Rows of the items table from the samples of one task: the harness logs one for each document and filter.
+
+    Args:
+        name: The benchmark; one of several tasks may be all of it.
+        lower: Metrics of which less is better. Their rows say so, and no average takes them in.
+    """
+    seen: Counter[tuple[str, str, str]] = Counter()
+    for sample in samples:
+        filter_name, document = sample.get("filter", "none"), (sample["doc_hash"], sample["prompt_hash"])
+        # MMLU asks some questions twice: without a number they would be one item with two scores.
+        again = seen[filter_name, *document]
+        seen[filter_name, *document] += 1
+        output = _generated(sample)
+        common: dict[str, object] = {
+            "benchmark": name,
+            "item_id": digest_of([task, *document, *([again] if again else [])])[:32],
+            "cluster": task if task != name else sample["doc"].get("cluster"),
+            "output": output,
+            "problem": None,
+        }
+        if output is not None and filter_name == samples[0].get("filter", "none"):
+            yield common | {"metric": LEAKED_REFUSAL, "score": float(abstains(output, abstentions))}
+        suffix = "" if filter_name == "none" else f",{filter_name}"
+        for metric in sample["metrics"]:
+            if metric not in _SKIPPED_METRICS:
+                called = f"{metric}{suffix}{LOWER_MARK if metric in lower else ''}"
+                yield common | {"metric": called, **_scored(sample[metric])}
+
+
+def _scored(value: object) -> dict[str, object]:
+    if isinstance(value, int | float):
+        return {"score": float(value)}
+    return {"score": None, "problem": f"not a number per item: {type(value).__name__}"}
 
 
 def _generated(sample: dict[str, Any]) -> str | None:  # Any: harness samples

@@ -17,7 +17,7 @@ from tasks.config import AbstentionConfig, EngineConfig, EvaluateConfig, ModelCo
 from tasks.digest import digest_of
 from tasks.evaluate import benchmarks
 from tasks.models import model_digest
-from tasks.store import Ref, Store
+from tasks.store import Ref, Store, put_in_place
 
 _VERSION = 1  # raise it when the same key would give other items
 _OF_THE_TASK = ("benchmarks", "max_task_rows", "max_new_tokens", "drift_rows")  # settings that no benchmark reads
@@ -51,7 +51,7 @@ def get(store: Store, key: str, target: Path) -> bool:
         if store.is_local:
             part = target.with_name(f".{uuid.uuid4().hex}")
             shutil.copyfile(path, part)
-            part.replace(target)
+            put_in_place(part, target)
         else:
             store.remote.download(path, target)
     except FileNotFoundError:
@@ -68,7 +68,7 @@ def put(store: Store, key: str, source: Path) -> None:
     part = Path(path).with_name(f".{uuid.uuid4().hex}")
     part.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, part)
-    part.replace(path)
+    put_in_place(part, Path(path))
 
 
 def _path(store: Store, key: str) -> str:

@@ -9,25 +9,30 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks import schema, work
 from tasks.config import AbstentionConfig, EngineConfig, EvaluateConfig, ModelConfig
-from tasks.engines import Engine, Request, Sampling, open_engine
+from tasks.engines import Continuation, Engine, Likelihood, Reply, Request, Sampling, open_engine
+from tasks.errors import StepError
 from tasks.evaluate import benchmarks, drift, kept
 from tasks.evaluate.metrics import Answered, item_scores
 from tasks.models import best_device, model_digest
 from tasks.process import one_process
 from tasks.step import Context, step
-from tasks.store import Ref
+from tasks.store import Ref, put_in_place
 from tasks.tables import query
 
 ItemRow = dict[str, object]
+Answer = TypeVar("Answer", Reply, Likelihood)
 
 
 @step(
@@ -55,20 +60,21 @@ def evaluate(
     sources = _test_sources(path)
     has_drift = config.drift_rows > 0 and (adapter is None or base is not None)
     planned = len(sources) + has_drift + len(benchmarks.names(config))
+    ctx.counts["rows_retryable"] = 0
     with ExitStack() as stack:
         folder = ctx.path(adapter, "adapter") if adapter else None
         # At first use: a resumed evaluation may have nothing left to ask the model.
         load = functools.cache(lambda: stack.enter_context(open_engine(model, engine, work=ctx.work, adapter=folder)))
         for source in sources:
-            rows = lambda source=source: _task_items(load(), path, source, config, abstention)  # noqa: E731
-            parts.append(_keep(ctx, f"task-{source}.parquet", rows))
+            rows = lambda asked, source=source: _task_items(asked, path, source, config, abstention)  # noqa: E731
+            parts.append(_keep(ctx, f"task-{source}.parquet", rows, load, config))
             ctx.progress(len(parts), planned, f"task:{source}")
         for name in benchmarks.names(config):
-            rows = lambda name=name: benchmarks.items(load(), name, config, abstention.phrases)  # noqa: E731
+            rows = lambda _, name=name: benchmarks.items(load(), name, config, abstention.phrases)  # noqa: E731
             key = kept.key_of(
                 ctx.store, name, adapter, model=model, engine=engine, config=config, abstention=abstention
             )
-            parts.append(_keep(ctx, f"benchmark-{Path(name).stem}.parquet", rows, key=key))
+            parts.append(_keep(ctx, f"benchmark-{Path(name).stem}.parquet", rows, load, config, key=key))
             ctx.progress(len(parts), planned, Path(name).stem)
         if has_drift:
             _write_drift(ctx, load, path, config, base)
@@ -90,12 +96,18 @@ def _families(path: Path) -> dict[str, str]:
 
 
 def _keep(
-    ctx: Context, name: str, rows: Callable[[], Iterator[ItemRow]], *, table: pa.Schema = schema.ITEMS, key: str = ""
-) -> Path:
+    ctx: Context, name: str, rows: Callable[[_Counted], Iterator[ItemRow]], load: Callable[[], Engine],
+    config: EvaluateConfig, *, table: pa.Schema = schema.ITEMS, key: str = "",
+) -> Path:  # fmt: skip
     """Write a part unless an earlier try, here or elsewhere, already did; it appears whole or not at all.
+
+    A part with rows that may succeed on another try is good for this try alone.
 
     Args:
         key: Of a part that may have been measured by another run; "": it belongs to this run's data.
+
+    Raises:
+        StepError: More than `max_failed_share` of what it asks of the engine it was given failed.
     """
     path = ctx.work / name
     if path.exists() or work.pull(ctx.store, ctx.ref, name):
@@ -104,13 +116,55 @@ def _keep(
         ctx.facts.setdefault("measured_before", []).append(name)
         return path
     temporary = path.with_suffix(".part")
+    asked = _Counted(load(), path.stem, config.max_failed_share)
     with schema.TableWriter(temporary, table) as writer:
-        writer.write(list(rows()))
-    temporary.replace(path)
+        writer.write(list(rows(asked)))
+    if asked.n_retryable:
+        ctx.counts["rows_retryable"] += asked.n_retryable
+        return temporary
+    put_in_place(temporary, path)
     work.push(ctx.store, ctx.ref, name)
     if key:
         kept.put(ctx.store, key, path)
     return path
+
+
+@dataclass
+class _Counted:
+    """An engine for one part: counts what fails, and ends the step where that is too much.
+
+    Attributes:
+        part: For the message.
+        n_retryable: Failed, but may succeed on another try.
+    """
+
+    engine: Engine
+    part: str
+    max_failed_share: float
+    n_retryable: int = 0
+
+    def generate(
+        self, requests: Iterable[Request], sampling: Sampling, *, done: Container[str] = ()
+    ) -> Iterator[Reply]:
+        return self._counted(self.engine.generate(requests, sampling, done=done))
+
+    def likelihoods(self, continuations: Iterable[Continuation], *, done: Container[str] = ()) -> Iterator[Likelihood]:
+        return self._counted(self.engine.likelihoods(continuations, done=done))
+
+    def _counted(self, replies: Iterator[Answer]) -> Iterator[Answer]:
+        n_rows, problems = 0, Counter[str]()
+        for reply in replies:
+            n_rows += 1
+            if reply.problem is not None:
+                problems[reply.problem.partition(":")[0]] += 1
+                self.n_retryable += bool(reply.retryable)
+            yield reply
+        n_failed = problems.total()
+        if n_failed > self.max_failed_share * n_rows:
+            raise StepError(
+                f"evaluate: {n_failed} of {n_rows} rows of {self.part} have no answer ({dict(problems)}). Other parts "
+                "are kept; the same command tries this one again (evaluate.max_failed_share allows more)."
+            )
 
 
 def _task_items(
@@ -141,11 +195,13 @@ def _write_drift(
     """What the base draws, or how far the adapter has moved from it: a row a prompt, with a score or a reason."""
     prompts = drift.prompts(path, config)
     if base is None:
-        part = _keep(ctx, "drawn.parquet", lambda: drift.draw(load(), prompts, config), table=schema.DRAWN)
+        drawing = lambda asked: drift.draw(asked, prompts, config)  # noqa: E731
+        part = _keep(ctx, "drawn.parquet", drawing, load, config, table=schema.DRAWN)
     else:
         drawn = ctx.path(base, "drawn.parquet")
-        part = _keep(ctx, "drift.parquet", lambda: drift.compare(load(), prompts, drawn), table=schema.DRIFT)
-    shutil.copyfile(part, ctx.out / part.name)
+        comparing = lambda asked: drift.compare(asked, prompts, drawn)  # noqa: E731
+        part = _keep(ctx, "drift.parquet", comparing, load, config, table=schema.DRIFT)
+    shutil.copyfile(part, ctx.out / f"{part.stem}.parquet")
     problems = pq.read_table(part, columns=["problem"]).column("problem")
     ctx.counts |= {"drift_rows": len(prompts), "drift_unscored": len(problems) - problems.null_count}
 

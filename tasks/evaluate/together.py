@@ -1,7 +1,7 @@
 """The measure step: base and all adapters on one vLLM server, instead of a server for each.
 
 What it makes are the very artifacts that the evaluate steps of base and arms would make, so that those find them done.
-An arm more costs its own items; a killed run goes on with the model it was at.
+An arm more costs its own items; a killed run goes on with the model it was at. By force, all are measured again.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ def measure(
         for ref in refs.values()
     ]
     n_measured = 0
-    if any(one.reusable(ctx.store) is None for one in planned):
+    if ctx.force or any(one.reusable(ctx.store) is None for one in planned):
         folders = {f"adapter_{i}": ctx.path(ref, "adapter") for i, ref in enumerate(refs.values())}
         with shared_server(model, engine, work=ctx.work, adapters=folders):
             for i, one in enumerate(planned):
                 # Asked again: a base that was just measured has drawn answers that no adapter has seen.
-                if one.reusable(ctx.store) is None:
-                    one.execute(ctx.store)
+                if ctx.force or one.reusable(ctx.store) is None:
+                    one.execute(ctx.store, force=ctx.force)
                     n_measured += 1
                 ctx.progress(i + 1, len(planned), one.label)
     (ctx.out / "measured.json").write_text(json.dumps(_made(planned), indent=2) + "\n")

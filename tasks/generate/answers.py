@@ -10,8 +10,7 @@ from tasks import schema
 from tasks.config import EngineConfig, GenerateConfig, ModelConfig, RewriteConfig
 from tasks.digest import stable_seed
 from tasks.engines import Engine, Message, Reply, Request, Sampling
-from tasks.errors import StepError
-from tasks.generate.paid import Filling, Need, Needed, Row, fill, space_of
+from tasks.generate.paid import Filling, Need, Needed, Row, fill, refuse_failed, space_of
 from tasks.rows import RowStore, row_key
 from tasks.step import Context
 from tasks.store import Store
@@ -50,12 +49,8 @@ def write_outputs(
         return (_stored(reply) for reply in opened.generate(requests, sampling, done=done))
 
     needed = fill(ctx, Filling(rows, needs, ask, schema.OUTPUTS), model=model, engine=engine)
-    n_failed, name = ctx.counts["rows_failed"], ctx.ref["step"]
-    if n_failed > config.max_failed_share * needed.n_rows:
-        raise StepError(
-            f"{name}: {n_failed} of {needed.n_rows} rows have no output ({ctx.facts['problems']}). Finished rows are "
-            f"kept; the same command tries again those where that may help ({name}.max_failed_share allows more)."
-        )
+    setting = f"{ctx.ref['step']}.max_failed_share"
+    refuse_failed(ctx, needed.n_rows, config.max_failed_share, without="output", setting=setting)
     return needed
 
 

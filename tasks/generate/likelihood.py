@@ -14,9 +14,9 @@ import pyarrow as pa
 
 from tasks import schema
 from tasks.aligned import accepted, judged_outputs, training_batches, with_matches
-from tasks.config import EngineConfig, ModelConfig
+from tasks.config import EngineConfig, GenerateConfig, ModelConfig
 from tasks.engines import Continuation, Engine, Likelihood
-from tasks.generate.paid import Filling, Need, Row, fill, space_of, weights
+from tasks.generate.paid import Filling, Need, Row, fill, refuse_failed, space_of, weights
 from tasks.process import one_process
 from tasks.rows import RowStore, row_key
 from tasks.step import Context, step
@@ -29,14 +29,25 @@ _STORED = pa.schema(
 
 @step(version=1, outside=weights, launcher=one_process)
 def likelihood(
-    ctx: Context, *, model: ModelConfig, engine: EngineConfig, examples: Ref, outputs: Ref, verdicts: Ref
-) -> None:
-    """Measure accepted outputs and the first gold of each training row; writes `likelihoods.parquet`."""
+    ctx: Context, *, model: ModelConfig, engine: EngineConfig, config: GenerateConfig, examples: Ref, outputs: Ref,
+    verdicts: Ref,
+) -> None:  # fmt: skip
+    """Measure accepted outputs and the first gold of each training row; writes `likelihoods.parquet`.
+
+    Args:
+        config: Says how many rows may fail: `min_nll` chooses among those that are left, and must not choose blindly.
+
+    Raises:
+        StepError: More than `max_failed_share` of the rows have no likelihood.
+    """
     rows = RowStore(ctx.store, "likelihoods", space_of(model, engine), _STORED, origin=ctx.ref["fingerprint"])
     paths = ctx.path(examples, "examples.parquet"), ctx.path(outputs, "outputs.parquet")
     judged = ctx.path(verdicts, "verdicts.parquet")
     filling = Filling(rows, lambda: _needs(*paths, judged, rows.space), _measured, schema.LIKELIHOODS)
-    fill(ctx, filling, model=model, engine=engine)
+    needed = fill(ctx, filling, model=model, engine=engine)
+    refuse_failed(
+        ctx, needed.n_rows, config.max_failed_share, without="likelihood", setting="generate.max_failed_share"
+    )
 
 
 def _needs(examples: Path, outputs: Path, verdicts: Path, space: str) -> Iterator[Need[Continuation]]:

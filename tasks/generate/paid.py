@@ -25,6 +25,7 @@ from tasks.aligned import GRAIN
 from tasks.config import EngineConfig, ModelConfig
 from tasks.digest import digest_of
 from tasks.engines import Engine, open_engine
+from tasks.errors import StepError
 from tasks.models import load_tokenizer, model_digest, template_digest
 from tasks.rows import LATEST_SQL, DoneKeys, RowStore
 from tasks.spool import rows_of, sorted_rows
@@ -109,8 +110,11 @@ def count_needed(needs: Iterator[Need[Asked]], done: DoneKeys) -> Needed:
 
 
 def fill(ctx: Context, filling: Filling[Asked], *, model: ModelConfig, engine: EngineConfig) -> Needed:
-    """Get the rows that are missing and write the table; a table without rows starts no engine."""
-    done = filling.rows.done()
+    """Get the rows that are missing and write the table; a table without rows starts no engine.
+
+    By force, rows that failed are missing, too, whatever made them fail.
+    """
+    done = filling.rows.done(failures=not ctx.force)
     path = ctx.work / "needed.parquet"
     needed = count_needed(_written(filling.needs(), path), done)
     _pay(ctx, filling, done, needed, model=model, engine=engine)
@@ -171,8 +175,35 @@ def _write_table(ctx: Context, filling: Filling[Asked], needed: Path, n_needed: 
             writer.write(batch)
             problems.update(row["problem"].partition(":")[0] for row in batch if row["problem"])
     ctx.account(n_needed, writer.n_rows, {})
-    ctx.counts |= {"rows_failed": problems.total()}
+    n_retryable = _count_retryable(ctx, filling, needed) if problems else 0
+    ctx.counts |= {"rows_failed": problems.total(), "rows_retryable": n_retryable}
     ctx.facts["problems"] = dict(sorted(problems.items()))
+
+
+def refuse_failed(ctx: Context, n_rows: int, share: float, *, without: str, setting: str) -> None:
+    """Fail the step when more than a share of its rows failed.
+
+    Args:
+        without: What a failed row lacks.
+        setting: Where the share was set.
+
+    Raises:
+        StepError: So many did.
+    """
+    n_failed, name = ctx.counts["rows_failed"], ctx.ref["step"]
+    if n_failed > share * n_rows:
+        raise StepError(
+            f"{name}: {n_failed} of {n_rows} rows have no {without} ({ctx.facts['problems']}). Finished rows are kept; "
+            f"the same command tries again those where that may help, with --force {name} all that failed ({setting} "
+            "allows more)."
+        )
+
+
+def _count_retryable(ctx: Context, filling: Filling[Asked], needed: Path) -> int:
+    sql = f"SELECT count(*) FROM ({LATEST_SQL}) AS paid JOIN {{needed}} AS needed USING (row_key) WHERE paid.retryable"
+    tables: dict[str, Path | list[Path]] = {"needed": needed, "rows": filling.rows.parts()}
+    with query(sql, tables, spill=ctx.work) as reader:
+        return int(reader.read_all().column(0)[0].as_py())
 
 
 def _in_order(ctx: Context, filling: Filling[Asked], needed: Path) -> Iterator[Row]:

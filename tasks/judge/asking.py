@@ -39,7 +39,7 @@ ASK_VERDICT = "Verdict: accept or reject?"
 VERDICT_TOKENS = 64  # of a verdict in free text
 CHUNK_ROWS = 4_096  # reasonings in memory at once
 _ASKED = pa.schema([("place", pa.int64()), ("repeat", pa.int32()), ("row_key", pa.string())])
-_READ = ("text", "accept_logprob", "reject_logprob", "finish_reason", "problem")
+_READ = ("text", "accept_logprob", "reject_logprob", "finish_reason", "problem", "retryable")
 _TOLD_SECONDS = 0.2
 
 Row = dict[str, Any]  # Any: values of a stored row
@@ -55,9 +55,9 @@ class Asked(NamedTuple):
 
 def ask(ctx: Context, judges: Sequence[Judge], cases: Sequence[Path], config: LlmJudgeConfig) -> None:
     """Get every missing reply of every judge, one judge after the other: a GPU holds one of them at a time."""
-    paid = {"rows_generated": 0, "rows_reused": 0, "tokens_generated": 0}
+    paid = {"rows_generated": 0, "rows_reused": 0, "tokens_generated": 0, "rows_retryable": 0}
     for number, judge in enumerate(judges):
-        done = judge.rows.done()
+        done = judge.rows.done(failures=not ctx.force)
         n_asked, n_missing = _write_asked(_asked(judge, cases, config), _asked_path(ctx, number), done)
         n_paid, n_tokens = _pay(ctx, judge, cases, config, done, n_missing) if n_missing else (0, 0)
         paid["rows_generated"] += n_paid
@@ -100,7 +100,7 @@ def _pay(
     n_paid, n_tokens, told = 0, 0, 0.0
     with open_engine(judge.model, judge.engine, work=ctx.work) as engine:
         fresh = _distinct(_asked(judge, cases, config), done.elsewhere)
-        for row in _replies(engine, judge, fresh, done.here, config):
+        for row in _replies(engine, judge, fresh, done.here, config, failures=not ctx.force):
             judge.rows.append([row])
             n_paid += 1
             n_tokens += row["n_output_tokens"] or 0
@@ -124,15 +124,21 @@ def _distinct(asked: Iterator[Asked], done: Container[str]) -> Iterator[Request]
 
 
 def _replies(
-    engine: Engine, judge: Judge, requests: Iterator[Request], done: Container[str], config: LlmJudgeConfig
-) -> Iterator[Row]:
-    """A row for the store per request that is not done, as they come."""
+    engine: Engine, judge: Judge, requests: Iterator[Request], done: Container[str], config: LlmJudgeConfig, *,
+    failures: bool,
+) -> Iterator[Row]:  # fmt: skip
+    """A row for the store per request that is not done, as they come.
+
+    Args:
+        failures: Whether a reasoning that failed for good is done.
+    """
     if not config.reasoning:
         yield from map(stored, engine.generate(requests, _verdict_sampling(config), done=done))
         return
     while chunk := list(islice(requests, CHUNK_ROWS)):
         if any(request.key not in done for request in chunk):
-            yield from _reasoned(engine, chunk, _reason(engine, judge.reasonings, chunk, config), done, config)
+            reasonings = _reason(engine, judge.reasonings, chunk, config, failures=failures)
+            yield from _reasoned(engine, chunk, reasonings, done, config)
 
 
 def _verdict_sampling(config: LlmJudgeConfig) -> Sampling:
@@ -142,9 +148,11 @@ def _verdict_sampling(config: LlmJudgeConfig) -> Sampling:
     return Sampling(VERDICT_TOKENS, temperature)
 
 
-def _reason(engine: Engine, kept: RowStore, chunk: list[Request], config: LlmJudgeConfig) -> dict[str, Row]:
+def _reason(
+    engine: Engine, kept: RowStore, chunk: list[Request], config: LlmJudgeConfig, *, failures: bool
+) -> dict[str, Row]:
     """The reasoning for each request, by its key; those that are missing are asked for, and kept."""
-    done = kept.done()
+    done = kept.done(failures=failures)
     fresh = (request for request in chunk if request.key not in done.elsewhere)
     sampling = Sampling(config.max_reasoning_tokens, config.temperature)
     for reply in engine.generate(fresh, sampling, done=done.here):
@@ -191,6 +199,8 @@ def opinions(
 ) -> Iterator[list[Opinion]]:
     """For each case from `first` to before `stop`, in order, what every judge said each time it was asked.
 
+    Replies that failed, but may succeed on another try, are counted.
+
     Raises:
         StepError: A reply is missing, which is a defect of an engine.
     """
@@ -199,10 +209,12 @@ def opinions(
         streams = [stack.enter_context(_said(ctx, judges[number], number, first, stop)) for number in numbers]
         cases = groupby(heapq.merge(*streams, key=itemgetter("place")), key=itemgetter("place"))
         for place in range(first, stop):
-            found, rows = next(cases, (None, iter(())))
+            found, grouped = next(cases, (None, iter(())))
+            rows = list(grouped)
             said = [opinion_of(row) for row in rows]
             if found != place or len(said) != config.n_opinions:
                 raise StepError(f"judge: the engine gave no reply to case {place}. Run the same command again.")
+            ctx.counts["rows_retryable"] += sum(bool(row["retryable"]) for row in rows)
             yield said
 
 

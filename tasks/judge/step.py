@@ -133,7 +133,8 @@ def _judge_by_models(
     if n_left > config.max_unjudged_share * n_cases:
         raise StepError(
             f"judge: the language models left {n_left} of {n_cases} answers undecided. Replies are kept; the same "
-            "command tries again those where that may help (judge.llm.max_unjudged_share allows more)."
+            "command tries again those where that may help, with --force judge all that failed "
+            "(judge.llm.max_unjudged_share allows more)."
         )
 
 

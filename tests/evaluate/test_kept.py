@@ -69,7 +69,7 @@ def test_settings_of_the_task_do_not_matter_and_those_of_benchmarks_do(
     store: Store, tiny_model: Path, measured: list[str]
 ) -> None:
     planned(store, tiny_model, n_rows=20).execute(store)
-    planned(store, tiny_model, n_rows=20, max_task_rows=3).execute(store)
+    planned(store, tiny_model, n_rows=20, max_task_rows=3, benchmark_batch_size=3).execute(store)
     assert measured == ["lab_sums"]
     planned(store, tiny_model, n_rows=20, limit=3).execute(store)
     planned(store, tiny_model, n_rows=20, num_fewshot=1).execute(store)

@@ -138,6 +138,9 @@ def test_a_shipped_recipe_is_priced_and_runs_to_its_report(
     lines = {line["work"].split()[0]: line for line in priced["price"]["lines"]}
     assert {"generate", "judge", "train", "evaluate", "drift"} <= set(lines)
     assert lines["generate"]["rows"] == priced["rows_to_generate"] > 0
+    assert lines["judge"]["rows"] == priced["rows"] + 12  # every answer and every probe
+    assert lines["train"]["rows"] == 2 * priced["rows"]
+    assert lines["evaluate"]["rows"] == 3 * (4 + 2)
     assert all(line["gpu_hours"] >= 0 and line["prompt_tokens"] > 0 for line in lines.values())
     assert priced["price"]["assumptions"]
 

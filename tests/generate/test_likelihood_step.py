@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import toy
 
-from tasks.config import EngineConfig, ModelConfig
+from tasks.config import EngineConfig, GenerateConfig, ModelConfig
 from tasks.engines import Likelihood
 from tasks.generate import likelihood
 from tasks.generate.likelihood import _stored
@@ -31,10 +31,11 @@ def store(tmp_path: Path) -> Store:
     return open_store(str(tmp_path / "store"))
 
 
-def plan(store: Store, model: Path, **changed: list[toy.Row]) -> Planned:
+def plan(store: Store, model: Path, *, share: float = 0.05, **changed: list[toy.Row]) -> Planned:
     tables = {"examples": EXAMPLES, "outputs": OUTPUTS, "verdicts": VERDICTS} | changed
     return dataclasses.replace(likelihood, launcher=None).plan(
         model=ModelConfig(base=str(model)), engine=EngineConfig(batch_tokens=600),
+        config=GenerateConfig(max_failed_share=share),
         **{name: toy.put(store, name, rows) for name, rows in tables.items()},
     )  # fmt: skip
 
@@ -90,7 +91,7 @@ def test_what_was_measured_once_is_not_measured_again(store, tiny_model):
 @pytest.mark.slow
 def test_a_text_that_cannot_be_measured_is_a_counted_row(store, tiny_model):
     examples = [toy.example("a", golds=["word " * 600]), *EXAMPLES[1:]]
-    planned = plan(store, tiny_model, examples=examples)
+    planned = plan(store, tiny_model, share=0.2, examples=examples)
     row = measured(store, planned)[3]
     assert (row["kind"], row["base_nll"]) == ("gold", None)
     assert row["problem"].startswith("context_overflow")

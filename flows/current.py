@@ -12,12 +12,14 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from flows.kept_adapters import keep_adapter, keep_scores, weights_of
 from flows.promotions import (
     Event,
     Origin,
     Promoted,
     Standing,
     as_it_counts,
+    as_kept,
     history,
     lost,
     names,
@@ -25,7 +27,6 @@ from flows.promotions import (
     write_pointer,
 )  # fmt: skip
 from tasks.config import RunConfig
-from tasks.digest import digest_of
 from tasks.errors import ConfigError, StoreError
 from tasks.models import model_digest
 from tasks.step import Planned
@@ -39,17 +40,21 @@ def current_for(store: Store, recipe: RunConfig, flow_run_id: str = "") -> Promo
 
     Otherwise it would compare its adapter with itself.
 
+    One that was promoted before there were copies gets its copy now, before a step can be made again by force.
+
     Raises:
-        StoreError: The adapter is gone, or belongs to another base model.
+        StoreError: The adapter is gone, has other weights, or belongs to another base model.
     """
     if recipe.promotion is None:
         return None
     standing = standing_of(store, recipe.name)
     own = standing.of_flow_run(flow_run_id)
     current = own.before if own else standing.now
-    if current is not None:
-        _require_usable(store, recipe, current)
-    return current
+    if current is None:
+        return None
+    current = as_kept(store, current)
+    _require_usable(store, recipe, current)
+    return _kept(store, current)
 
 
 def _require_usable(store: Store, recipe: RunConfig, current: Promoted) -> None:
@@ -66,6 +71,20 @@ def _require_usable(store: Store, recipe: RunConfig, current: Promoted) -> None:
             f"{where}: the promoted adapter belongs to another base model than model.base={recipe.model.base}. "
             "Adapters of two models cannot be compared: give the recipe another name."
         )
+    if not is_intact(store, current):
+        raise StoreError(
+            f"{where}: the promoted adapter {store.link(current.adapter)} was made again, and has other weights than "
+            f"those that were promoted. Put back another: ssr current {recipe.name} --restore RUN_ID. Or start over: "
+            f"remove {store.uri}/current/{recipe.name}/."
+        )
+
+
+def _kept(store: Store, promoted: Promoted) -> Promoted:
+    """The same with a copy as the adapter, made now unless it is one."""
+    if promoted.trained is not None:
+        return promoted
+    copy = keep_adapter(store, promoted.adapter, promoted.weights)
+    return replace(promoted, adapter=copy, trained=promoted.adapter)
 
 
 def origin_for(current: Promoted | None, examples: Ref) -> Origin | None:
@@ -99,14 +118,33 @@ def advance(
     event = _event(store, standing, planned, decided, before, run_id=run_id, flow_run_id=flow_run_id)
     found = _already(standing, event)
     if found is None and event.outcome == "current":
-        return event
+        found = event
     if found is None:
+        if event.outcome == "promoted":
+            event = _with_copies(store, event, planned, decided)
         store.write_json(asdict(event), "current", recipe.name, f"{event.number:06}-{flow_run_id or run_id}.json")
         standing = standing_of(store, recipe.name)
         found = next(e for e in standing.events if (e.number, e.run_id) == (event.number, event.run_id))
-    if standing.now is not None:
-        write_pointer(store, recipe.name, standing.now)
+    # Whatever came of it: a run that was killed after its event has left the pointer as it was.
+    write_pointer(store, recipe.name)
     return found
+
+
+def _with_copies(store: Store, event: Event, planned: Sequence[Planned], decided: Planned) -> Event:
+    """A promotion whose adapter and scores are copies.
+
+    Raises:
+        StoreError: The adapter was made again since it was measured: it is not what was decided about.
+    """
+    assert event.after is not None  # a promotion has one
+    measured = next(one for one in planned if one.ref == decided.inputs["scores_arm"])
+    if measured.reusable(store) is None or decided.reusable(store) is None:
+        raise StoreError(
+            f"{store.link(event.after.adapter)}: another run has made the adapter again since it was measured. "
+            "Nothing was promoted: run the same command again."
+        )
+    after = _kept(store, event.after)
+    return replace(event, after=replace(after, scores=keep_scores(store, measured, after.adapter)))
 
 
 def restore(store: Store, name: str, run_id: str, *, reason: str = "") -> Event:
@@ -121,20 +159,19 @@ def restore(store: Store, name: str, run_id: str, *, reason: str = "") -> Event:
         StoreError: It is gone, or was made again with other weights; or another was promoted in this very moment.
     """
     standing = standing_of(store, name)
-    former = _promoted_by(standing, run_id, name)
-    if standing.now and (former.adapter, former.weights) == (standing.now.adapter, standing.now.weights):
+    former = as_kept(store, _promoted_by(standing, run_id, name))
+    if standing.now and former.weights == standing.now.weights:
         raise ConfigError(f"{name}: the adapter of {former.run_id} is the promoted one already. Nothing was changed.")
     _require_there(store, former)
     at = datetime.now(UTC)
-    after = replace(former, restored_at=at.isoformat(timespec="microseconds"))
+    after = replace(_kept(store, former), restored_at=at.isoformat(timespec="microseconds"))
     event = Event(
         standing.events[-1].number + 1, at.isoformat(timespec="seconds"), former.run_id, "", "restored",
         [f"by hand: {reason}" if reason else "by hand"], former.decision, standing.now, after,
     )  # fmt: skip
     store.write_json(asdict(event), "current", name, f"{event.number:06}-restore-{uuid.uuid4().hex}.json")
+    write_pointer(store, name)
     standing = standing_of(store, name)
-    if standing.now is not None:
-        write_pointer(store, name, standing.now)
     if event not in standing.events:  # not as it was written: it does not count
         raise StoreError(f"{name}: {lost(event, standing.now)} See `ssr current {name}`, and decide again.")
     return event
@@ -177,31 +214,11 @@ def _event(
     at, adapter = datetime.now(UTC).isoformat(timespec="seconds"), decided.inputs["adapter"]
     examples = next(one.ref for one in planned if one.ref["step"] == "ingest")
     after = Promoted(
-        decision["arm"], run_id, at, adapter, _weights(store, adapter), examples, decided.inputs["scores_arm"],
+        decision["arm"], run_id, at, adapter, weights_of(store, adapter), examples, decided.inputs["scores_arm"],
         decided.ref, _origin(planned, adapter),
     )  # fmt: skip
-    outcome, reasons = decision["outcome"], decision["reasons"]
-    if outcome == "current" and standing.now and after.adapter == standing.now.adapter:
-        outcome, reasons = _made_again(decision, after.weights != standing.now.weights)
-    event = Event(number, at, run_id, flow_run_id, outcome, reasons, decided.ref, before, after)
+    event = Event(number, at, run_id, flow_run_id, decision["outcome"], decision["reasons"], decided.ref, before, after)
     return as_it_counts(event, standing)
-
-
-def _made_again(decision: dict[str, Any], differs: bool) -> tuple[str, list[str]]:  # Any: JSON values
-    """Outcome and reasons for the promoted adapter, which `--force train` may have given other weights.
-
-    Those that were promoted are gone then, and cannot be compared with: what is left is the comparison with the base.
-    """
-    failed = [check["reason"] for check in decision["checks"] if not check["passed"]]
-    if not differs:
-        return "current", decision["reasons"]
-    if failed:
-        return "kept", ["it was made again, has other weights, and with them is not shown to be good", *failed]
-    return "promoted", ["it was made again and has other weights, which are no worse than the base"]
-
-
-def _adapter(promoted: Promoted | None) -> Ref | None:
-    return promoted.adapter if promoted else None
 
 
 def _origin(planned: Sequence[Planned], adapter: Ref) -> Origin | None:
@@ -219,8 +236,8 @@ def _already(standing: Standing, event: Event) -> Event | None:
     own = standing.of_flow_run(event.flow_run_id)
     if own is not None and own.decision == event.decision:
         return own
-    if event.outcome == "current" or (event.outcome == "promoted" and _adapter(event.before) == _adapter(event.after)):
-        return None  # made again, this decision may come out the same each time
+    if event.outcome in ("current", "promoted"):
+        return None  # a promotion counts only where it is the first: one that was kept until now was made again
     for other in reversed(standing.events):
         if other.outcome == "restored":
             return None  # what was decided before that no longer says what stands
@@ -231,16 +248,9 @@ def _already(standing: Standing, event: Event) -> Event | None:
     return None
 
 
-def _weights(store: Store, adapter: Ref) -> str:
-    """A digest of an adapter's weights as they are on the store now."""
-    manifest = store.manifest(**adapter)
-    files = manifest.files if manifest else []
-    return digest_of({entry["name"]: entry["sha256"] for entry in files if entry["name"].endswith(".safetensors")})
-
-
 def is_intact(store: Store, promoted: Promoted) -> bool:
-    """Whether the adapter still holds the weights that were promoted: it may have been made again by force."""
-    return _weights(store, promoted.adapter) == promoted.weights
+    """Whether the adapter is there with the weights that were promoted: one without a copy may have been made again."""
+    return weights_of(store, promoted.adapter) == promoted.weights
 
 
 def kept_artifacts(store: Store) -> set[tuple[str, str]]:
@@ -253,7 +263,7 @@ def kept_artifacts(store: Store) -> set[tuple[str, str]]:
         stood: dict[str, Promoted] = {}
         for event in history(store, name):
             if event.after and event.outcome in ("promoted", "restored"):
-                stood.setdefault(event.after.adapter["fingerprint"], event.after)
+                stood.setdefault(event.after.weights, event.after)
         for promoted in list(stood.values())[:KEPT_PROMOTED]:
-            kept |= {(ref["step"], ref["fingerprint"]) for ref in promoted.refs()}
+            kept |= {(ref["step"], ref["fingerprint"]) for ref in promoted.kept()}
     return kept

@@ -8,8 +8,9 @@
 | claims | of workers, see `tasks.claims` | their holder is dead |
 | leftovers | half-written files in a local store, or in the cache folder | they are a day old |
 
-Nothing goes that a worker has claimed. Work is removed under its claim: a step that starts meanwhile waits. Generated
-rows, also those not sent yet, and benchmark items (`tasks.evaluate.kept`) are never removed: they were paid for.
+Nothing goes that a worker has claimed, and no copy of an adapter (`flows.kept_adapters`) on its first day. Work is
+removed under its claim: a step that starts meanwhile waits. Generated rows, also those not sent yet, and benchmark
+items (`tasks.evaluate.kept`) are never removed: they were paid for.
 Not covered: cache folders of other machines, Prefect's records, uploads that a killed worker left unfinished on S3.
 """
 
@@ -25,6 +26,7 @@ from typing import NamedTuple
 from rich.markup import escape
 
 from flows.current import kept_artifacts
+from flows.kept_adapters import PROMOTED
 from flows.records import all_runs
 from tasks.claims import claimed_if_free, claims, is_claimed
 from tasks.store import Ref, Store, StoredFile, local_files
@@ -122,12 +124,17 @@ def _sorted_out(found: list[_Found]) -> Collected:
 def _artifacts(store: Store, used: Names) -> Iterator[_Found]:
     for step in store.names("steps"):
         for fingerprint in store.fingerprints(step):
-            if (step, fingerprint) in used:
+            if (step, fingerprint) in used or (step == PROMOTED and _is_young(store, "steps", step, fingerprint)):
                 continue
             manifest = store.manifest(step, fingerprint)
             sizes = [entry["size"] for entry in manifest.files] if manifest else []
             n_bytes = sum(sizes or (file.size for file in store.files("steps", step, fingerprint)))
             yield _Found("artifacts", f"{step}/{fingerprint}", n_bytes, _artifact_remover(store, step, fingerprint))
+
+
+def _is_young(store: Store, *parts: str) -> bool:
+    """An adapter is copied just before its promotion is written, and no record of a run names the copy."""
+    return time.time() - _changed(store.files(*parts)) < _LEFTOVER_SECONDS
 
 
 def _artifact_remover(store: Store, step: str, fingerprint: str) -> Callable[[], bool]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from flows.promotions import as_kept, history
 from flows.records import RunRecord, StepRecord
 from tasks.config import ModelConfig
 from tasks.errors import ConfigError, DataError
 from tasks.models import model_digest
-from tasks.store import Store
+from tasks.store import Ref, Store
 from tasks.train.merge import merge
 
 ORIGIN = "selective_self_rehearsal.json"
@@ -29,15 +30,25 @@ def merge_arm(store: Store, record: RunRecord, arm: str | None, out: Path) -> St
         DataError: The adapter is gone, or the base model is no longer the one it was trained on.
     """
     trained = _of_arm(record, arm)
-    manifest = store.manifest(**trained.ref)
+    adapter = _as_promoted(store, record, trained.ref)
+    manifest = store.manifest(**adapter)
     if manifest is None:
-        raise DataError(f"{store.link(trained.ref)}: gone. Run the recipe again: ssr run makes what is missing.")
+        raise DataError(f"{store.link(adapter)}: gone. Run the recipe again: ssr run makes what is missing.")
     model = ModelConfig.model_validate(record.recipe["model"])
     if model_digest(model) != manifest.identity["outside"]["model"]:
         raise DataError(f"model.base={model.base}: has changed since {record.run_id} trained on it. Bring it back.")
-    merge(model, store.fetch(trained.ref) / "adapter", out)
+    merge(model, store.fetch(adapter) / "adapter", out)
     origin = {"run": record.run_id, "arm": trained.label.removeprefix("train "), "trained": trained.identity}
     (out / ORIGIN).write_text(json.dumps(origin, indent=1) + "\n")
+    return trained
+
+
+def _as_promoted(store: Store, record: RunRecord, trained: Ref) -> Ref:
+    """The adapter as the run promoted it, where it did: the training step may have been made again by force since."""
+    for event in history(store, record.name):
+        if event.outcome == "promoted" and event.run_id == record.run_id and event.after:
+            promoted = as_kept(store, event.after)
+            return promoted.adapter if promoted.trained == trained else trained
     return trained
 
 

@@ -7,7 +7,7 @@ The events are the truth. They are only ever added, each under a name of its own
 a promotion counts if what it was compared with is what the events before it have put in place. So a run that took long
 never pushes out what was promoted meanwhile, and of two that decide at the same moment one counts, the same one for
 every reader, and the other stays in the history as kept: no lock, and nothing that only some S3 servers know. The
-second file is made from the events after each.
+second file is made from the events after each, and names a copy of the adapter (`flows.kept_adapters`).
 
 What was promoted before can be put back by hand, under the same rule. A run that was planned before that is kept back,
 whatever it was compared with; and the weights that were replaced so are never promoted again by a run, or the next one
@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
+from flows.kept_adapters import kept_adapter
 from tasks.store import Ref, Store
 
 _FILES_AT_ONCE = 8
@@ -40,10 +41,13 @@ class Promoted:
     """An adapter that is, or was, promoted.
 
     Attributes:
-        weights: Digest of its weights, which an artifact that was made again by force may no longer have.
+        adapter: A copy that nothing changes. Of one promoted before there were copies: what the training step made,
+            which may be made again by force and then has other weights.
+        weights: Digest of the weights that were promoted.
         scores: What it scored in the run that promoted it.
         origin: None: a fresh adapter, trained on all of `examples`.
         restored_at: When it was put back by hand; None where it stands, or stood, since it was promoted.
+        trained: What `adapter` is a copy of; None where it is none.
     """
 
     arm: str
@@ -56,11 +60,16 @@ class Promoted:
     decision: Ref
     origin: Origin | None
     restored_at: str | None = None
+    trained: Ref | None = None
 
     def refs(self) -> list[Ref]:
-        """The artifacts that must stay while this is promoted, or may be again."""
+        """The artifacts that must be there while this is promoted, or may be again."""
         own = [self.adapter, self.examples, self.scores, self.decision]
         return own + ([self.origin.adapter, self.origin.examples] if self.origin else [])
+
+    def kept(self) -> list[Ref]:
+        """Those, its copy wherever there is one, and what a run on the same data would have to train again."""
+        return [*self.refs(), kept_adapter(self.weights), *([self.trained] if self.trained else [])]
 
 
 @dataclass(frozen=True)
@@ -116,7 +125,14 @@ def standing_of(store: Store, name: str) -> Standing:
     standing = Standing([], None, {})
     for event in written:
         standing = _after(standing, as_it_counts(event, standing))
-    return standing
+    return standing._replace(now=as_kept(store, standing.now) if standing.now else None)
+
+
+def as_kept(store: Store, promoted: Promoted) -> Promoted:
+    """The same with its copy as the adapter, where one was made since it was promoted."""
+    if promoted.trained is not None or store.manifest(**kept_adapter(promoted.weights)) is None:
+        return promoted
+    return replace(promoted, adapter=kept_adapter(promoted.weights), trained=promoted.adapter)
 
 
 def _after(standing: Standing, event: Event) -> Standing:
@@ -171,15 +187,21 @@ def lost(event: Event, now: Promoted | None) -> str:
     return f"it was compared with {before}, but meanwhile {meanwhile}. The next run compares with that."
 
 
-def _identity(promoted: Promoted | None) -> tuple[Ref, str | None] | None:
+def _identity(promoted: Promoted | None) -> tuple[Ref, str, str | None] | None:
     """What stood, and since when: put back, it is something else for those who were compared with it before."""
-    return (promoted.decision, promoted.restored_at) if promoted else None
+    return (promoted.decision, promoted.weights, promoted.restored_at) if promoted else None
 
 
-def write_pointer(store: Store, name: str, now: Promoted) -> None:
-    """Say for whoever deploys it what is promoted now."""
-    pointer = asdict(now) | {"folder": store.link(now.adapter, "adapter"), "history": f"{store.uri}/current/{name}/"}
-    store.write_json(pointer, "current", f"{name}.json")
+def write_pointer(store: Store, name: str) -> None:
+    """Say for whoever deploys it what is promoted now: again, if the log has grown while it was written.
+
+    Else, of two that write at once, the one that has read less of the log could be the last.
+    """
+    written, now = None, promoted_now(store, name)
+    while now is not None and now != written:
+        folder = {"folder": store.link(now.adapter, "adapter"), "history": f"{store.uri}/current/{name}/"}
+        store.write_json(asdict(now) | folder, "current", f"{name}.json")
+        written, now = now, promoted_now(store, name)
 
 
 def names(store: Store) -> list[str]:

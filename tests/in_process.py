@@ -18,13 +18,13 @@ from tasks.step import STEPS, Context
 from tasks.store import open_store
 
 
-def rehearsed(recipe: RunConfig, store: str) -> dict[str, Any]:
+def rehearsed(recipe: RunConfig, store: str, force: tuple[str, ...] = ()) -> dict[str, Any]:
     """The record of a run of this recipe; the test needs the fixture `prefect_server`."""
     from flows.run import rehearsal
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tasks.step.run_in_process", _run_here)
-        record: dict[str, Any] = rehearsal(recipe, store=store)
+        record: dict[str, Any] = rehearsal(recipe, store=store, force=force)
     return record
 
 

@@ -290,19 +290,19 @@ def test_what_is_staged_by_a_step_that_runs_for_days_stays(any_store: Store) -> 
 
 def test_what_was_paid_for_stays(any_store: Store, s3: S3, s3_proxy: S3Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows, also those that could not be sent yet, and benchmark items."""
-    schema = pa.schema([("row_key", pa.string()), ("retryable", pa.bool_())])
+    schema = pa.schema([("row_key", pa.string()), ("problem", pa.string()), ("retryable", pa.bool_())])
     rows = RowStore(any_store, "outputs", "space", schema, origin="1" * 64)
     item = any_store.path("items", "key.parquet")
     any_store.fs.makedirs(any_store.path("items"), exist_ok=True)
     any_store.fs.pipe_file(item, b"paid for")
-    rows.append([{"row_key": "sent", "retryable": None}])
+    rows.append([{"row_key": "sent", "problem": None, "retryable": None}])
     rows.flush()
     if not any_store.is_local:
         monkeypatch.setattr("tasks.remote_files.PATIENCE_SECONDS", 0.1)
         s3_proxy.refuse("AccessDenied", only="PUT /")
         again = RowStore(open_store(s3.uri), "outputs", "space", schema, origin="1" * 64)
         with pytest.raises(StoreError):
-            again.append([{"row_key": "unsent", "retryable": None}])
+            again.append([{"row_key": "unsent", "problem": None, "retryable": None}])
         s3_proxy.heal()
     grown_old(any_store.cache, days=30)
     found = collect(any_store, keep=0, days=0, remove=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -17,10 +19,12 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from flows import current as pointing
-from flows import promotions
-from flows.current import advance, current_for, is_intact, origin_for, restore
+from flows import merging, promotions
+from flows.current import advance, current_for, origin_for, restore
 from flows.gc import collect
+from flows.kept_adapters import keep_adapter, kept_adapter, weights_of
 from flows.promotions import Event, Origin, Promoted, history, promoted_now
+from flows.records import RunRecord, StepRecord
 from flows.rehearsal import plan_steps
 from flows.standing import standing, standing_lines
 from tasks.config import RunConfig, parse_recipe
@@ -32,6 +36,7 @@ from tasks.step import Planned
 from tasks.store import Manifest, Ref, Store, describe_files, open_store
 
 ROOT = Path(__file__).parents[2]
+WEIGHTS = "adapter/adapter_model.safetensors"
 
 
 @pytest.fixture
@@ -63,35 +68,38 @@ class Run:
         selected = self._put("select", {"seen": start.examples} if start else {})
         went_on = {"start": start.adapter} if start else {}
         self.adapter = self._put("train", {"targets": selected.ref, **went_on}, model)
-        scores = self._put("evaluate", {"adapter": self.adapter.ref})
-        inputs = {"adapter": self.adapter.ref, "scores_arm": scores.ref}
+        self.scores = self._put("evaluate", {"adapter": self.adapter.ref})
+        inputs = {"adapter": self.adapter.ref, "scores_arm": self.scores.ref}
         inputs |= {"current": before.adapter} if before else {}
-        self._done = [self.examples, selected, self.adapter, scores]
-        self.planned = [*self._done, self._decided(inputs, outcome, passed=True)]
+        self._trained = [self.examples, selected, self.adapter]
+        self.planned = [*self._trained, self.scores, self._decided(inputs, outcome)]
 
-    def _decided(self, inputs: dict[str, Ref], outcome: str, *, passed: bool) -> Planned:
-        checks = [{"passed": passed, "reason": "a check"}]
-        decision = {"outcome": outcome, "reasons": [f"{self.name} was {outcome}"], "arm": "ssr", "checks": checks}
+    def _decided(self, inputs: dict[str, Ref], outcome: str) -> Planned:
+        decision = {"outcome": outcome, "reasons": [f"{self.name} was {outcome}"], "arm": "ssr"}
         return self._put("promote", inputs, files={"decision.json": json.dumps(decision)})
 
-    def decide_again(self, now: Promoted, *, passed: bool) -> Run:
-        """The run of another night, which makes this run's adapter, which is promoted now."""
+    def decide_again(self, now: Promoted, outcome: str = "current") -> Run:
+        """The run of another night, which makes this run's adapter and measures it."""
         self.before = now
-        inputs = {"adapter": self.adapter.ref, "scores_arm": self._done[-1].ref, "current": now.adapter}
-        self.planned = [*self._done, self._decided(inputs, "current", passed=passed)]
+        self.scores = self._put("evaluate", {"adapter": self.adapter.ref})
+        inputs = {"adapter": self.adapter.ref, "scores_arm": self.scores.ref, "current": now.adapter}
+        self.planned = [*self._trained, self.scores, self._decided(inputs, outcome)]
         return self
 
     def _put(
         self, step: str, inputs: dict[str, Ref], identity: dict[str, Any] | None = None,
         files: dict[str, str] | None = None,
     ) -> Planned:  # fmt: skip
-        ref = Ref(step=step, fingerprint=digest_of([step, self.name, inputs]))
+        ref, identity = Ref(step=step, fingerprint=digest_of([step, self.name, inputs])), identity or {}
+        made_from = {name: self.store.manifest(**one) for name, one in inputs.items()}
+        digests = {name: manifest.content_digest for name, manifest in made_from.items() if manifest}
         with self.store.staging(**ref) as out:
-            (out / "weights.safetensors").write_text(self.name)
+            (out / WEIGHTS).parent.mkdir()
+            (out / WEIGHTS).write_text(self.name)
             for name, content in (files or {}).items():
                 (out / name).write_text(content)
-            self.store.publish(out, Manifest(**ref, identity=identity or {}, inputs=inputs, files=describe_files(out)))
-        return Planned(promote, step, ref, {}, {}, inputs)
+            self.store.publish(out, Manifest(step, ref["fingerprint"], identity, inputs, describe_files(out), digests))
+        return Planned(promote, step, ref, identity, {}, inputs)
 
     def advance(self, flow_run_id: str = "") -> Event:
         event = advance(
@@ -108,6 +116,18 @@ def outcomes(store: Store) -> list[tuple[str, str]]:
 def pointer(store: Store) -> dict[str, Any]:
     found: dict[str, Any] = store.read_json("current", "nightly.json")
     return found
+
+
+def grown_old(folder: Path, days: float = 2) -> None:
+    """As if nothing there had changed for days."""
+    then = time.time() - days * 24 * 3600
+    for path in folder.rglob("*"):
+        os.utime(path, (then, then))
+
+
+def content(store: Store, promoted: Promoted) -> str:
+    """What the weights of an adapter are."""
+    return (store.fetch(promoted.adapter) / WEIGHTS).read_text()
 
 
 def test_what_stands_is_shown_with_every_decision_newest_first(store: Store, recipe: RunConfig) -> None:
@@ -129,10 +149,11 @@ def test_a_promoted_adapter_is_what_current_points_to(store: Store, recipe: RunC
     assert run.advance().outcome == "promoted"
     now = current_for(store, recipe)
     assert now is not None
-    assert (now.run_id, now.arm, now.adapter, now.examples) == ("run-one", "ssr", run.adapter.ref, run.examples.ref)
+    assert (now.run_id, now.arm, now.trained, now.examples) == ("run-one", "ssr", run.adapter.ref, run.examples.ref)
+    assert content(store, now) == "one"
     found = pointer(store)
-    assert (found["adapter"], found["run_id"]) == (run.adapter.ref, "run-one")
-    assert found["folder"] == store.link(run.adapter.ref, "adapter")
+    assert (found["adapter"], found["trained"], found["run_id"]) == (now.adapter, run.adapter.ref, "run-one")
+    assert Path(found["folder"], Path(WEIGHTS).name).read_text() == "one"
 
 
 def test_one_that_is_kept_back_leaves_current_and_is_remembered_with_its_reason(
@@ -250,35 +271,180 @@ def made_again(store: Store, run: Run, weights: str) -> None:
     manifest = store.manifest(**ref)
     assert manifest is not None
     with store.staging(**ref) as out:
-        (out / "weights.safetensors").write_text(weights)
+        (out / WEIGHTS).parent.mkdir()
+        (out / WEIGHTS).write_text(weights)
         store.publish(out, replace(manifest, files=describe_files(out)))
 
 
-@pytest.mark.parametrize(("passed", "outcome"), [(True, "promoted"), (False, "kept")])
-def test_the_promoted_adapter_made_again_with_other_weights_is_decided_about_each_time(
-    store: Store, recipe: RunConfig, passed: bool, outcome: str
+def test_a_promoted_adapter_made_again_by_force_and_refused_stays_as_it_was(store: Store, recipe: RunConfig) -> None:
+    run = Run(store, recipe, "one", None)
+    run.advance()
+    before = pointer(store)
+    for i, weights in enumerate(("other", "others")):
+        made_again(store, run, weights)
+        now = current_for(store, recipe)
+        assert now is not None
+        assert run.decide_again(now, "kept").advance(f"forced-{i}").outcome == "kept"
+    assert pointer(store) == before
+    assert Path(before["folder"], Path(WEIGHTS).name).read_text() == "one"
+    (shown,) = standing(store, "nightly")
+    assert (shown["current"]["folder"], shown["current"]["intact"]) == (before["folder"], True)
+    assert outcomes(store) == [("run-one", "promoted"), ("run-one", "kept")]  # what still fails is not told twice
+
+
+def test_a_promoted_adapter_made_again_by_force_takes_its_own_place_where_it_is_no_worse(
+    store: Store, recipe: RunConfig
 ) -> None:
     run = Run(store, recipe, "one", None)
     run.advance()
-    for i, weights in enumerate(("other", "others")):
+    first = promoted_now(store, "nightly")
+    assert first is not None
+    for i, (weights, outcome) in enumerate((("worse", "kept"), ("better", "promoted"))):
         made_again(store, run, weights)
-        now = promoted_now(store, "nightly")
-        assert now is not None
-        assert not is_intact(store, now)
-        again = run.decide_again(now, passed=passed)
-        assert again.advance(f"forced-{i}").outcome == outcome
+        # The same steps on the same inputs, so a decision under the same name as the one before.
+        assert run.decide_again(first, outcome).advance(f"forced-{i}").outcome == outcome
     now = promoted_now(store, "nightly")
     assert now is not None
-    assert is_intact(store, now) == passed
-    # The next night finds everything as it is. What failed before still fails, and is not told twice.
-    assert run.decide_again(now, passed=passed).advance("night").outcome == ("current" if passed else "kept")
-    assert len(outcomes(store)) == (3 if passed else 2)
+    assert (content(store, now), content(store, first)) == ("better", "one")
+    assert run.decide_again(now).advance("night").outcome == "current"
+    assert [outcome for _, outcome in outcomes(store)] == ["promoted", "kept", "promoted"]
+
+
+def test_an_adapter_made_again_between_measuring_and_promoting_is_not_promoted(store: Store, recipe: RunConfig) -> None:
+    run = Run(store, recipe, "one", None)
+    made_again(store, run, "never measured")
+    with pytest.raises(StoreError, match="made the adapter again since it was measured"):
+        run.advance()
+    assert outcomes(store) == []
+
+
+def test_what_a_run_promoted_is_what_is_merged_whatever_was_trained_since(
+    store: Store, recipe: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(store, recipe, "one", None)
+    run.advance()
+    made_again(store, run, "other")
+    steps = (StepRecord("train ssr", run.adapter.ref, {}),)
+    record = RunRecord("run-one", "nightly", "2026-11-27T00:00:00+00:00", recipe.model_dump(mode="json"), steps=steps)
+    (tmp_path / "merged").mkdir()
+    merged: list[str] = []
+    weights = Path(WEIGHTS).name
+    monkeypatch.setattr(merging, "merge", lambda model, adapter, out: merged.append((adapter / weights).read_text()))
+    for one in (record, replace(record, run_id="run-two")):
+        merging.merge_arm(store, one, None, tmp_path / "merged")
+    assert merged == ["one", "other"]
+
+
+def test_the_pointer_that_a_killed_run_left_behind_is_put_right_by_the_next_though_nothing_is_new(
+    store: Store, recipe: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_turn(store, recipe, "one")
+    with monkeypatch.context() as killed:
+        killed.setattr(pointing, "write_pointer", raise_(KeyboardInterrupt))
+        run = Run(store, recipe, "two", promoted_now(store, "nightly"))
+        with pytest.raises(KeyboardInterrupt):
+            run.advance()
+    assert pointer(store)["run_id"] == "run-one"
+    now = current_for(store, recipe)
+    assert now is not None
+    assert run.decide_again(now).advance("another night").outcome == "current"
+    assert pointer(store)["run_id"] == "run-two"
+
+
+def test_of_two_that_write_the_pointer_at_once_the_last_to_write_has_read_the_whole_log(
+    store: Store, recipe: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_turn(store, recipe, "one")
+    then = promotions.standing_of(store, "nightly")
+    in_turn(store, recipe, "two")
+    # Has read the log before the other has written: writes after it.
+    monkeypatch.setattr(promotions, "standing_of", Once(then, promotions.standing_of))
+    promotions.write_pointer(store, "nightly")
+    assert pointer(store)["run_id"] == "run-two"
+
+
+def raise_(error: type[BaseException]) -> Callable[..., None]:
+    def fail(*arguments: Any) -> None:
+        raise error
+
+    return fail
+
+
+def test_two_that_copy_an_adapter_at_once_make_one_copy(store: Store, recipe: RunConfig) -> None:
+    run = Run(store, recipe, "one", None)
+    weights = weights_of(store, run.adapter.ref)
+    with ThreadPoolExecutor(8) as pool:
+        refs = list(pool.map(lambda _: keep_adapter(store, run.adapter.ref, weights), range(8)))
+    assert all(ref == refs[0] for ref in refs)
+    assert store.verified(**refs[0]) is not None
+    assert store.names("steps", refs[0]["step"]) == [weights]
+
+
+def test_a_damaged_copy_is_made_again(store: Store, recipe: RunConfig) -> None:
+    run = Run(store, recipe, "one", None)
+    weights = weights_of(store, run.adapter.ref)
+    ref = keep_adapter(store, run.adapter.ref, weights)
+    (store.fetch(ref) / WEIGHTS).write_text("t0rn")
+    assert keep_adapter(store, run.adapter.ref, weights) == ref
+    assert store.verified(**ref) is not None
+
+
+# --- promoted before there were copies ---
+
+
+def before_copies(store: Store, *runs: Run) -> None:
+    """Make the history as it was written then."""
+    made = {run.adapter.ref["fingerprint"]: run for run in runs}
+    for file in (Path(store.root) / "current" / "nightly").iterdir():
+        raw = json.loads(file.read_text())
+        for promoted in (raw["before"], raw["after"]):
+            if promoted:
+                promoted["adapter"] = promoted.pop("trained")
+                promoted["scores"] = made[promoted["adapter"]["fingerprint"]].scores.ref
+        file.write_text(json.dumps(raw))
+    promotions._READ.clear()
+    shutil.rmtree(Path(store.root) / "steps" / "promoted")
+
+
+def test_one_promoted_before_there_were_copies_gets_its_own_before_a_run_can_force_it(
+    store: Store, recipe: RunConfig
+) -> None:
+    (run,) = in_turn(store, recipe, "one")
+    before_copies(store, run)
+    (shown,) = standing(store, "nightly")
+    assert (shown["current"]["adapter"], shown["current"]["intact"]) == (run.adapter.ref, True)
+    now = current_for(store, recipe)
+    assert now is not None
+    made_again(store, run, "other")
+    assert run.decide_again(now, "kept").advance("forced").outcome == "kept"
+    assert Path(pointer(store)["folder"], Path(WEIGHTS).name).read_text() == "one"
+    (shown,) = standing(store, "nightly")
+    assert shown["current"]["intact"]
+    grown_old(Path(store.root))
+    collect(store, keep=0, remove=True)
+    assert current_for(store, recipe) == now
+
+
+def test_one_promoted_before_there_were_copies_and_made_again_with_other_weights_is_refused(
+    store: Store, recipe: RunConfig
+) -> None:
+    runs = in_turn(store, recipe, "one", "two")
+    before_copies(store, *runs)
+    made_again(store, runs[1], "other weights")
+    assert "    [red]its weights are no longer" in "\n".join(standing_lines(standing(store, "nightly")))
+    with pytest.raises(StoreError, match=r"has other weights .*Put back another: ssr current nightly --restore RUN_ID"):
+        current_for(store, recipe)
+    restore(store, "nightly", "run-one")
+    now = current_for(store, recipe)
+    assert now is not None
+    assert content(store, now) == "one"
+    with pytest.raises(StoreError, match="run-two was made again since, and has other weights"):
+        restore(store, "nightly", "run-two")
 
 
 def test_an_adapter_that_is_gone_is_named_with_what_to_do(store: Store, recipe: RunConfig) -> None:
-    run = Run(store, recipe, "one", None)
-    run.advance()
-    (Path(store.root) / "steps" / "train" / run.adapter.ref["fingerprint"] / "manifest.json").unlink()
+    in_turn(store, recipe, "one")
+    shutil.rmtree(Path(store.root) / "steps" / "promoted")
     with pytest.raises(StoreError, match=r"is gone\. Bring it back, or start over: remove .*/current/nightly/"):
         current_for(store, recipe)
 
@@ -308,7 +474,8 @@ def test_an_adapter_trained_on_new_rows_goes_on_from_the_promoted_one_and_from_t
     assert origin_for(now, first.examples.ref) is None
     grown = Ref(step="ingest", fingerprint="more")
     origin = origin_for(now, grown)
-    assert origin == Origin(first.adapter.ref, first.examples.ref)
+    assert now is not None
+    assert origin == Origin(now.adapter, first.examples.ref)
     second = Run(store, recipe, "two", now, start=origin)
     second.advance()
     assert origin_for(promoted_now(store, "nightly"), second.examples.ref) == origin
@@ -318,12 +485,18 @@ def test_gc_leaves_the_last_five_that_were_promoted(store: Store, recipe: RunCon
     runs = in_turn(store, recipe, *"abcdefg")
     runs.append(Run(store, recipe, "h", promoted_now(store, "nightly"), outcome="kept"))
     runs[-1].advance()
+    weights = [weights_of(store, run.adapter.ref) for run in runs]
     collect(store, keep=0, remove=True)
     there = [store.verified(**run.adapter.ref) is not None for run in runs]
     assert there == [False, False, True, True, True, True, True, False]
+    copies = [kept_adapter(weights) for weights in weights]
+    assert [store.verified(**copy) is not None for copy in copies] == [True] * 7 + [False]  # of today
+    grown_old(Path(store.root))
+    collect(store, keep=0, remove=True)
+    assert [store.verified(**copy) is not None for copy in copies] == there
     now = promoted_now(store, "nightly")
     assert now is not None
-    assert all(store.verified(**ref) for ref in now.refs())
+    assert all(store.verified(**ref) for ref in now.kept())
 
 
 def test_gc_leaves_one_that_was_put_back_and_those_before_it(store: Store, recipe: RunConfig) -> None:
@@ -356,8 +529,8 @@ def test_one_that_was_promoted_before_is_put_back_and_the_history_says_by_hand_a
     assert history(store, "nightly") == [event, *before]
     assert outcomes(store) == [("run-one", "promoted"), ("run-two", "promoted"), ("run-one", "restored")]
     found = pointer(store)
-    assert (found["run_id"], found["adapter"]) == ("run-one", one.adapter.ref)
-    assert found["folder"].endswith(f"steps/train/{one.adapter.ref['fingerprint']}/adapter")
+    assert (found["run_id"], found["trained"]) == ("run-one", one.adapter.ref)
+    assert Path(found["folder"], Path(WEIGHTS).name).read_text() == "one"
     (shown,) = standing(store, "nightly")
     assert (shown["current"]["run_id"], shown["current"]["since"][:19]) == ("run-one", event.at[:19])
     lines = list(standing_lines([shown]))
@@ -393,7 +566,7 @@ def test_the_next_run_compares_with_the_one_put_back_and_may_take_its_place(stor
     restore(store, "nightly", "run-one")
     now = current_for(store, recipe)
     assert now is not None
-    assert now.adapter == one.adapter.ref
+    assert now.trained == one.adapter.ref
     assert Run(store, recipe, "three", now).advance().outcome == "promoted"
     assert pointer(store)["run_id"] == "run-three"
 
@@ -419,7 +592,7 @@ def test_the_run_that_makes_the_one_put_back_adds_nothing(store: Store, recipe: 
     restore(store, "nightly", "run-one")
     now = promoted_now(store, "nightly")
     assert now is not None
-    assert one.decide_again(now, passed=True).advance().outcome == "current"
+    assert one.decide_again(now).advance().outcome == "current"
     assert len(outcomes(store)) == 3
 
 
@@ -454,25 +627,26 @@ def test_the_one_that_is_promoted_already_is_not_put_back(store: Store, recipe: 
     assert len(outcomes(store)) == 3
 
 
-def test_one_that_is_gone_damaged_or_made_again_with_other_weights_is_not_put_back(
+def test_one_that_is_gone_or_damaged_is_not_put_back_and_one_that_was_trained_again_is_as_it_was(
     store: Store, recipe: RunConfig
 ) -> None:
-    gone, torn, other, alone, _ = in_turn(store, recipe, "gone", "torn", "other", "alone", "last")
+    gone, torn, alone, other, _ = in_turn(store, recipe, "gone", "torn", "alone", "other", "last")
     folder = Path(store.root) / "steps"
-    shutil.rmtree(folder / "train" / gone.adapter.ref["fingerprint"])
-    (folder / "train" / torn.adapter.ref["fingerprint"] / "weights.safetensors").write_text("t0rn")
-    made_again(store, other, "other weights")
+    shutil.rmtree(folder / "promoted" / weights_of(store, gone.adapter.ref))
+    (folder / "promoted" / weights_of(store, torn.adapter.ref) / WEIGHTS).write_text("t0rn")
     shutil.rmtree(folder / "ingest" / alone.examples.ref["fingerprint"])
+    made_again(store, other, "other weights")
     for run_id, problem in (
         ("run-gone", "the adapter of run-gone is gone, or damaged"),
         ("run-torn", "the adapter of run-torn is gone, or damaged"),
-        ("run-other", "run-other was made again since, and has other weights"),
         ("run-alone", r"ingest/\w+: gone, and the adapter of run-alone cannot go on without"),
     ):
         with pytest.raises(StoreError, match=problem):
             restore(store, "nightly", run_id)
     assert len(outcomes(store)) == 5
     assert pointer(store)["run_id"] == "run-last"
+    restore(store, "nightly", "run-other")
+    assert Path(pointer(store)["folder"], Path(WEIGHTS).name).read_text() == "other"
 
 
 @pytest.mark.parametrize("decides_first", ["the run", "the hand"])
@@ -538,8 +712,7 @@ def test_the_command_puts_back_and_says_what_it_refuses(store: Store, recipe: Ru
 
 
 def test_the_command_shows_what_is_promoted_since_when_and_why(store: Store, recipe: RunConfig) -> None:
-    run = Run(store, recipe, "one", None)
-    run.advance()
+    in_turn(store, recipe, "one")
     Run(store, recipe, "two", promoted_now(store, "nightly"), outcome="kept").advance()
 
     def ssr(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -557,7 +730,7 @@ def test_the_command_shows_what_is_promoted_since_when_and_why(store: Store, rec
     assert "weekly: no run of it" in unknown.stderr
     assert "There are: nightly." in " ".join(unknown.stderr.split())
 
-    (Path(store.root) / "steps" / "train" / run.adapter.ref["fingerprint"] / "manifest.json").unlink()
+    shutil.rmtree(Path(store.root) / "steps" / "promoted")
     assert "its weights are no longer those that were promoted" in ssr("nightly").stdout
 
 
@@ -656,6 +829,7 @@ def test_current_moves_on_s3_as_it_does_here(on_s3: Store, recipe: RunConfig) ->
     assert len(found) == 6
     now = promoted_now(on_s3, "nightly")
     assert now is not None
+    assert content(on_s3, now) == now.run_id.removeprefix("run-")
     assert promotions.names(on_s3) == ["nightly"]
     collect(on_s3, keep=0, remove=True)
     assert on_s3.verified(**now.adapter) is not None

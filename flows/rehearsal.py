@@ -73,7 +73,7 @@ def rehearse(run: Runner, recipe: RunConfig, current: Promoted | None = None) ->
             train, f"train {arm.name}", model=model, config=training, targets=targets, **start
         )
         made[f"targets_{i}"] = targets
-    rival = _rival(recipe, current, adapters)
+    rival = {"adapter_current": as_input(current.adapter)} if current else {}  # to be measured on today's items
     measured = run(measure, "measure", examples=examples, **settings, **adapters, **rival) if on_server else None
     if on_server:
         made["scores_base"] = run(evaluate, "evaluate base", measured, examples=examples, **settings)
@@ -121,13 +121,6 @@ def _going_on(recipe: RunConfig, current: Promoted | None, examples: Planned) ->
         return {}, {}
     origin = origin_for(current, examples.ref)
     return ({"seen": as_input(origin.examples)}, {"start": as_input(origin.adapter)}) if origin else ({}, {})
-
-
-def _rival(recipe: RunConfig, current: Promoted | None, adapters: Inputs) -> Inputs:
-    """The promoted adapter, to be measured on today's items, unless it is the one that the run makes."""
-    if current is None or current.adapter == adapters[f"adapter_{_place(recipe)}"].ref:
-        return {}
-    return {"adapter_current": as_input(current.adapter)}
 
 
 def _place(recipe: RunConfig) -> int:

@@ -1,6 +1,7 @@
 """Artifacts by what made them: a folder per (step, fingerprint), on a local disk or on S3.
 
     <store>/steps/<step>/<fingerprint>/manifest.json    written last: without it, the artifact does not exist
+    <store>/steps/promoted/<digest>/                    copies of promoted adapters, see `flows.kept_adapters`
     <store>/rows/...                                    see `tasks.rows`
     <store>/items/...                                   see `tasks.evaluate.kept`
     <store>/work/<step>/<fingerprint>/                  checkpoints of a step that has not finished, see `tasks.work`

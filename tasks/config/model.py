@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tasks.config.section import RUNTIME, Section
+from tasks.errors import ConfigError
 
 
 class ModelConfig(Section):
@@ -49,7 +50,9 @@ class EngineConfig(Section):
         description="openai: base URLs such as http://host:8000/v1, used by load",
         json_schema_extra=RUNTIME,
     )
-    served_model: str | None = Field(default=None, description="openai: the model's name there; null: the first listed")
+    served_model: str | None = Field(
+        default=None, description="openai: the model's name there; null: model.base, or the only one there"
+    )
     api_key_env: str | None = Field(
         default=None, description="openai: the environment variable that holds the key", json_schema_extra=RUNTIME
     )
@@ -81,6 +84,22 @@ class EngineConfig(Section):
     @classmethod
     def _kind_alone(cls, value: Any) -> Any:  # Any: YAML values, checked after this
         return {"kind": value} if isinstance(value, str) else value
+
+    @field_validator("urls", mode="before")
+    @classmethod
+    def _no_secret_in_an_address(cls, value: Any) -> Any:  # Any: YAML values, checked after this
+        """Addresses are shown in recipes, reports and errors; one with more than a place in it works nowhere, too.
+
+        Raises:
+            ConfigError: And no ValueError, to which pydantic would add the value.
+        """
+        for number, url in enumerate(value if isinstance(value, list | tuple) else [value], 1):
+            if any(mark in str(url) for mark in "@?#"):
+                raise ConfigError(
+                    f"engine.urls: address {number} holds more than http://host:port/v1, and recipes are public. Leave "
+                    "user, password and query out; engine.api_key_env names the environment variable of a key."
+                )
+        return value
 
     @model_validator(mode="after")
     def _only_what_the_kind_reads(self) -> EngineConfig:

@@ -51,7 +51,7 @@ class Reply(NamedTuple):
         problem: "<type>: what went wrong", None when all went well.
         retryable: Whether another try may help; None without a problem.
         choice_logprobs: Log-probability of each of `Sampling.choices` as the next words, before anything is masked;
-            None where the engine cannot tell.
+            None where the engine cannot tell, or the answer begins with none of them.
     """
 
     key: str

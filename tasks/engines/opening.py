@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import http.client
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pydantic import ValidationError
+
 from tasks.config import EngineConfig, ModelConfig
 from tasks.engines.base import Engine
+from tasks.engines.wire import ListedModel, ModelList
 from tasks.errors import ConfigError, SsrError, StepError
 from tasks.models import load_tokenizer, model_folder
 
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from tasks.engines.server import VllmServer
 
 _ASK_SECONDS = 10.0
+_NAMED = 20  # models that a message names
 
 
 @contextmanager
@@ -111,16 +115,16 @@ def _elsewhere(model: ModelConfig, config: EngineConfig) -> Connection:
     from tasks.engines.remote import Connection
 
     key = _api_key(config)
-    listed = {url: found["data"] for url in config.urls if (found := _listed(url, key))}
+    told = {url: _told(url, config, key) for url in config.urls}
+    listed = {url: one.models for url, one in told.items() if one.silent is None}
     if not listed:
-        raise StepError(
-            f"engine.urls: none of {', '.join(config.urls)} answers. Start a server, or correct the address."
-        )
-    models = next(iter(listed.values()))
-    is_vllm = any(one.get("owned_by") == "vllm" for one in models)
+        why = "; ".join(f"{url}: {one.silent}" for url, one in told.items())
+        raise StepError(f"engine.urls: none answers ({why}). Start a server, or correct the address.")
+    models = next(filter(None, listed.values()), [])
+    is_vllm = any(one.owned_by == "vllm" for one in models)
     prompts = _prompts_if_at_hand(model) if is_vllm else None
-    name = config.served_model or str(models[0]["id"])
-    lengths = [_shown(name, url, found).get("max_model_len") for url, found in listed.items()]
+    name = config.served_model or _name_there(model, models, where=", ".join(listed))
+    lengths = [_shown(name, url, found).max_model_len for url, found in listed.items() if found]
     return Connection(
         urls=config.urls, model=name, prompts=prompts, context=min(filter(None, lengths), default=None),
         is_vllm=is_vllm, concurrency=config.concurrency, timeout_seconds=config.timeout_seconds, api_key=key,
@@ -128,13 +132,35 @@ def _elsewhere(model: ModelConfig, config: EngineConfig) -> Connection:
     )  # fmt: skip
 
 
-def _shown(name: str, url: str, models: list[dict[str, Any]]) -> dict[str, Any]:  # Any: JSON values
+def _name_there(model: ModelConfig, models: Sequence[ListedModel], *, where: str) -> str:
+    """The model's name on servers elsewhere. Its rows are kept as this model's: another one must not give them."""
+    if not models:
+        raise ConfigError(
+            f"engine.urls: {where} gives no list of models. Correct the address, or name the model there: "
+            "engine.served_model."
+        )
+    ids = [one.id for one in models]
+    for name in (model.base, Path(model.base).name):
+        if name in ids:
+            return name
+    if len(ids) > 1:
+        raise ConfigError(
+            f"engine.served_model: {where} serves no {model.base} (found {_names(models)}). Set it to the one to ask."
+        )
+    return ids[0]
+
+
+def _shown(name: str, url: str, models: Sequence[ListedModel]) -> ListedModel:
     """What one server lists of a model; each must have it, or the rows that it draws would fail."""
-    found = next((one for one in models if one["id"] == name), None)
+    found = next((one for one in models if one.id == name), None)
     if found is None:
-        served = ", ".join(str(one["id"]) for one in models)
-        raise ConfigError(f"engine.served_model={name}: {url} does not serve it (found {served}).")
+        raise ConfigError(f"engine.served_model={name}: {url} does not serve it (found {_names(models)}).")
     return found
+
+
+def _names(models: Sequence[ListedModel]) -> str:
+    more = len(models) - _NAMED
+    return ", ".join(one.id for one in models[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _prompts_if_at_hand(model: ModelConfig) -> Any:  # Any: PromptReader or None, imported late
@@ -154,8 +180,19 @@ def _api_key(config: EngineConfig) -> str | None:
     return key
 
 
-def _listed(url: str, key: str | None) -> dict[str, Any] | None:  # Any: JSON values
-    """What a server lists as its models; None where it does not answer."""
+class _Told(NamedTuple):
+    """What a server tells of itself.
+
+    Attributes:
+        models: Empty where it gives no list of them.
+        silent: Why it does not answer; None where it does.
+    """
+
+    models: Sequence[ListedModel]
+    silent: str | None = None
+
+
+def _told(url: str, config: EngineConfig, key: str | None) -> _Told:
     if not url.startswith(("http://", "https://")):
         raise ConfigError(f"engine.urls: {url} is no http address. Write http://host:port/v1.")
     request = urllib.request.Request(f"{url.rstrip('/')}/models")  # noqa: S310  # checked above
@@ -163,7 +200,18 @@ def _listed(url: str, key: str | None) -> dict[str, Any] | None:  # Any: JSON va
         request.add_header("Authorization", f"Bearer {key}")
     try:
         with urllib.request.urlopen(request, timeout=_ASK_SECONDS) as response:  # noqa: S310
-            found = json.load(response)
-    except (urllib.error.URLError, OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) and found.get("data") else None
+            return _Told(ModelList.model_validate_json(response.read()).data)
+    except ValidationError:
+        return _Told([])
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 403):
+            raise ConfigError(f"engine.api_key_env: {url} {_refused(config)} (http_{error.code}).") from error
+        return _Told([], silent=None if error.code in (404, 405) else f"http_{error.code}")
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        return _Told([], silent=str(error))
+
+
+def _refused(config: EngineConfig) -> str:
+    if config.api_key_env is None:
+        return "asks for a key. Name the environment variable that holds it"
+    return f"refuses the key in {config.api_key_env}. Correct that variable, or name another"

@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 GROUP_ROWS = 8  # prompts a request: fewer round trips, and still little to repeat when one of them fails
 TOP_LOGPROBS = 20  # what vLLM gives by default at most
 _CONSTRAINTS = ("allowed_token_ids", "logprob_token_ids", "structured_outputs")
+_LOGPROBS = ("top_logprobs", "logprobs")  # refused, or allowed for fewer tokens
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
@@ -52,7 +53,7 @@ class RemoteEngine:
     def __init__(self, connection: Connection) -> None:
         self.connection = self._to = connection
         self._replicas = Replicas(connection)
-        self._constrained = connection.is_vllm  # until a server refuses
+        self._constrained, self._with_logprobs = connection.is_vllm, True  # until a server refuses
 
     def generate(
         self, requests: Iterable[Request], sampling: Sampling, *, done: Container[str] = ()
@@ -117,13 +118,14 @@ class RemoteEngine:
         }  # fmt: skip
         if self._to.is_vllm:
             body["return_token_ids"] = True
-        if sampling.choices:
+        tokens = list(self._first_tokens(sampling.choices).values()) if sampling.choices and self._constrained else []
+        if tokens:
+            # By token, not by text: under a grammar a model may spell a choice in tokens that it never saw so.
+            body |= {"max_tokens": 1, "allowed_token_ids": tokens}
+        if sampling.choices and self._with_logprobs:
             body |= {"logprobs": TOP_LOGPROBS, "return_tokens_as_token_ids": True}
-            if self._constrained:
-                # By token, not by text: under a grammar a model may spell a choice in tokens that it never saw so.
-                # Their log-probabilities by name, too: a model may hold both for less likely than the top ones.
-                tokens = list(self._first_tokens(sampling.choices).values())
-                body |= {"max_tokens": 1, "allowed_token_ids": tokens, "logprob_token_ids": tokens}
+            if tokens:  # by name, too: a model may hold all of them for less likely than the top ones
+                body["logprob_token_ids"] = tokens
         return body
 
     def _first_tokens(self, choices: tuple[str, ...]) -> dict[str, int]:
@@ -134,15 +136,18 @@ class RemoteEngine:
         return first
 
     def _chosen_reply(self, key: str, choice: Choice, n_prompt: int, choices: tuple[str, ...]) -> Reply:
-        """The choice that the first token stands for; from a server without constraints, whatever it said."""
+        """The choice that a single token stands for; from a server without constraints, whatever it said."""
         names = {c: f"token_id:{token}" for c, token in self._first_tokens(choices).items()}
         logprobs = choice.logprobs or Logprobs()
-        top, said = (logprobs.top_logprobs or [None])[0], (logprobs.tokens or [""])[0]
-        reply = reply_from(key, choice, n_prompt, None, chosen(top, names) if top else None)
-        picked = next((c for c, name in names.items() if name == said), None)
+        said = logprobs.tokens or [f"token_id:{token}" for token in choice.token_ids or ()]
+        top = (logprobs.top_logprobs or [None])[0]
+        reply = reply_from(
+            key, choice, n_prompt, len(said) or None, chosen(top, names, said[0]) if top and said else None
+        )
+        picked = next((c for c, name in names.items() if said == [name]), None)
         if picked is None or reply.problem:
             return reply
-        return reply._replace(text=picked, finish_reason="stop", n_output_tokens=1)
+        return reply._replace(text=picked, finish_reason="stop")
 
     async def _chat(self, session: aiohttp.ClientSession, row: Request, sampling: Sampling) -> list[Reply]:
         def asked() -> Json:
@@ -150,10 +155,10 @@ class RemoteEngine:
                 "messages": row.messages, "max_tokens": sampling.max_new_tokens, "temperature": sampling.temperature,
                 "top_p": sampling.top_p, "seed": row.seed % 2**31,
             }  # fmt: skip
-            if sampling.choices:
+            if sampling.choices and self._with_logprobs:
                 body |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
-                if self._constrained:
-                    body["structured_outputs"] = {"choice": list(sampling.choices)}
+            if sampling.choices and self._constrained:
+                body["structured_outputs"] = {"choice": list(sampling.choices)}
             return body
 
         found = await self._post(session, "chat/completions", asked, 1)
@@ -195,13 +200,18 @@ class RemoteEngine:
         """The reply to one request.
 
         Args:
-            asked: Gives the request's body: asked for again when a server has refused a constraint in it.
+            asked: Gives the request's body: asked for again when a server has refused a field that we can do without.
         """
         while True:
             body = asked()
             found = await self._replicas.post(session, path, body, n_rows)
-            if not isinstance(found, Failure) or not (refused := _refused_constraint(found, body)):
+            if not isinstance(found, Failure) or not (refused := _refused_field(found, body)):
                 return found
+            if refused in _LOGPROBS:
+                if self._with_logprobs:
+                    logger.warning("no %s here (%s): verdicts come without probabilities", refused, found.problem)
+                self._with_logprobs = False
+                continue
             if self._constrained:
                 logger.warning("no %s here (%s): answers are read from plain text", refused, found.problem)
             self._constrained = False
@@ -219,8 +229,9 @@ def _groups(rows: Iterator[Item], n: int) -> Iterator[list[Item]]:
         yield group
 
 
-def _refused_constraint(failure: Failure, body: Json) -> str | None:
+def _refused_field(failure: Failure, body: Json) -> str | None:
     """The field of the request that the server does not take, if it is one we can do without."""
     if not failure.problem.startswith("http_4"):
         return None
-    return next((name for name in _CONSTRAINTS if name in body and name in failure.problem), None)
+    droppable = (*_CONSTRAINTS, *_LOGPROBS)
+    return next((name for name in droppable if name in body and name in failure.problem), None)

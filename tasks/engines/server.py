@@ -21,12 +21,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 import psutil
 
 from tasks.config import EngineConfig, ModelConfig
-from tasks.errors import ConfigError, StepError
+from tasks.errors import ConfigError, DataError, StepError
 from tasks.models import context_length, model_folder
 from tasks.store import cache_folder
 
@@ -51,15 +51,12 @@ if os.getppid() != parent:
 sys.argv[0] = "vllm.entrypoints.openai.api_server"
 runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__", alter_sys=True)
 """
-# With LoRA on a CPU, prompt log-probabilities of several rows at once kill vLLM 0.32 in the LoRA of lm_head unless the
-# projections are named.
-_LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # On a CPU, vLLM's own LoRA is slow, and wrong for the base in a batch with adapters: see the module there.
 _GROUPED_LORA = Path(__file__).parent / "vllm_cpu" / "grouped_lora.py"
 CPU_KV_CACHE_GB = 2
 # Our import path: it has its own transformers. Threads: `execution.threads` is about steps that share the cores; this
-# step does nothing but wait for the server.
-_NOT_ITS_BUSINESS = ("PYTHONPATH", "PYTHONHOME", "OMP_NUM_THREADS")
+# step does nothing but wait for the server. The key: with it, the server would refuse us.
+_NOT_ITS_BUSINESS = ("PYTHONPATH", "PYTHONHOME", "OMP_NUM_THREADS", "VLLM_API_KEY")
 
 
 @dataclass(frozen=True)
@@ -87,6 +84,7 @@ class VllmServer:
 
     Raises:
         ConfigError: There is no vLLM environment.
+        DataError: An adapter is none that it could serve.
         StepError: It did not come up; the message ends with its last lines.
     """
 
@@ -97,7 +95,7 @@ class VllmServer:
         self._model = model
         self._config = config
         self._adapters = dict(adapters or {})
-        self._log = log
+        self._log, self._log_begins = log, 0
         self._process: subprocess.Popen[bytes] | None = None
         self.port = 0
 
@@ -121,6 +119,7 @@ class VllmServer:
         self._log.parent.mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
         with self._log.open("ab") as log:
+            self._log_begins = log.tell()  # an earlier server may have written there
             # A session of its own, so that all its processes can be ended together.
             self._process = subprocess.Popen(
                 [str(self._python), "-c", _LAUNCH, str(os.getpid()), *self._arguments()],
@@ -150,7 +149,9 @@ class VllmServer:
     def last_lines(self) -> str:
         """The telling ones of its log."""
         try:
-            lines = self._log.read_text(errors="replace").splitlines()
+            with self._log.open("rb") as log:
+                log.seek(self._log_begins)
+                lines = log.read().decode(errors="replace").splitlines()
         except OSError:
             return "    (no log)"
         return "\n".join(f"    {line[:300]}" for line in _telling(lines))
@@ -172,10 +173,13 @@ class VllmServer:
         if c.quantization:
             found += ["--quantization", c.quantization]
         if self._adapters:
-            ranks = [_rank(folder) for folder in self._adapters.values()]
-            found += ["--enable-lora", "--max-loras", str(len(ranks)), "--max-lora-rank", str(_lora_rank(max(ranks)))]
-            found += ["--lora-target-modules", *_LORA_MODULES, "--lora-modules"]
-            found += [f"{name}={folder}" for name, folder in self._adapters.items()]
+            loras = [_lora(folder) for folder in self._adapters.values()]
+            rank = _lora_rank(max(lora.rank for lora in loras))
+            found += ["--enable-lora", "--max-loras", str(len(loras)), "--max-lora-rank", str(rank)]
+            # Of a module that is not named, vLLM drops the weights without a word. Without any name it takes lm_head,
+            # too, in which, on a CPU, prompt log-probabilities of several rows at once kill vLLM 0.32.
+            found += ["--lora-target-modules", *sorted({name for lora in loras for name in lora.modules})]
+            found += ["--lora-modules", *(f"{name}={folder}" for name, folder in self._adapters.items())]
         if self._groups_lora():
             found += ["--worker-extension-cls", f"{_GROUPED_LORA.stem}.GroupedLora"]
         return [*found, *c.extra_args]
@@ -366,8 +370,27 @@ def _telling(lines: list[str]) -> list[str]:
     return list(dict.fromkeys([*errors[-_LOG_ERRORS:], *said[-_LOG_LINES:]]))
 
 
-def _rank(adapter: Path) -> int:
-    return int(json.loads((adapter / "adapter_config.json").read_text())["r"])
+class _Lora(NamedTuple):
+    rank: int
+    modules: frozenset[str]
+
+
+def _lora(adapter: Path) -> _Lora:
+    """What the server must be told of an adapter before it loads it.
+
+    Raises:
+        DataError: Its modules are given otherwise than by their names, such as by a pattern.
+    """
+    path = adapter / "adapter_config.json"
+    config = json.loads(path.read_text())
+    names = config.get("target_modules")
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise DataError(
+            f"{path}: target_modules is {names!r}, and vLLM needs a list of module names. Write the names that the "
+            "adapter was trained on, or use engine kind transformers."
+        )
+    # Last parts: vLLM compares those, and would match no "self_attn.q_proj".
+    return _Lora(int(config["r"]), frozenset(name.rpartition(".")[2] for name in names))
 
 
 def _lora_rank(needed: int) -> int:

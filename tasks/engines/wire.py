@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from pydantic import BaseModel, ValidationError
@@ -10,6 +11,7 @@ from tasks.engines.base import Reply
 
 _BUSY = {429, 502, 503, 504}
 _TRANSIENT = {403, 408, 409, 425, 500}  # 403: firewalls refuse single texts so; for good it must not be
+_ROUNDING = 1e-6  # of a sum of probabilities
 
 
 class Failure(NamedTuple):
@@ -40,6 +42,9 @@ class Logprob(BaseModel):
 
 
 class Position(BaseModel):
+    """`token` is the one that was said."""
+
+    token: str = ""
     top_logprobs: list[Logprob]
 
 
@@ -73,9 +78,10 @@ class Completion(BaseModel):
 
 
 class ListedModel(BaseModel):
-    """The last is vLLM's own."""
+    """`max_model_len` is vLLM's own."""
 
     id: str
+    owned_by: str | None = None
     max_model_len: int | None = None
 
 
@@ -142,14 +148,17 @@ def reply_from(
     return Reply(key, (text or "").strip(), reason, n_prompt, n_new, choice_logprobs=logprobs)
 
 
-def chosen(top: dict[str, float], names: dict[str, str]) -> dict[str, float] | None:
+def chosen(top: dict[str, float], names: dict[str, str], said: str) -> dict[str, float] | None:
     """Log-probabilities of the choices by the name of their first token; None if those do not tell them apart.
 
-    One that is not among the top ones is at most as probable as the last of them, and counts so.
+    None, too, where another token was said: then the choices are far behind it, and which of them is ahead there tells
+    nothing of the answer that follows. One that is not among the top ones is at most as probable as the last of them,
+    and as all that they leave, and counts so.
     """
-    if len(set(names.values())) < len(names) or not any(name in top for name in names.values()):
+    if len(set(names.values())) < len(names) or said not in names.values() or said not in top:
         return None
-    floor = min(top.values())
+    left = max(_ROUNDING, 1 - sum(math.exp(min(0.0, logprob)) for logprob in top.values()))
+    floor = min(*top.values(), math.log(left))
     return {choice: top.get(name, floor) for choice, name in names.items()}
 
 
@@ -162,4 +171,4 @@ def logprobs_of_texts(choice: Choice, choices: tuple[str, ...]) -> dict[str, flo
     top = {entry.token.strip().lower(): entry.logprob for entry in entries}
     longest_first = sorted(filter(None, top), key=len, reverse=True)
     names = {c: next((t for t in longest_first if c.lower().startswith(t)), c) for c in choices}
-    return chosen(top, names)
+    return chosen(top, names, content[0].token.strip().lower())

@@ -84,8 +84,11 @@ def outside(*, config: JudgeConfig, engine: EngineConfig, **sections: object) ->
 def _digest(judge: JudgeModelConfig, engine: EngineConfig) -> str:
     """Of the weights; on a server elsewhere, of the name they have there, which is all there is to know."""
     runs_it = judge.engine or engine
+    if runs_it.kind == "openai" and runs_it.served_model:
+        return digest_of(["served", runs_it.served_model])
     if runs_it.kind == "openai":
-        return digest_of(["served", runs_it.served_model or judge.model.base])
+        # Not the key of before: those rows are of whatever model the server listed first.
+        return digest_of(["served as", judge.model.base])
     return model_digest(judge.model)
 
 

@@ -62,14 +62,14 @@ def stored(reply: Reply, *, reasoning: str | None = None) -> Row:
 
 
 def opinion_of(row: Mapping[str, Any]) -> Opinion:  # Any: values of a stored row
-    """The opinion in a stored reply: from probabilities where there are any, else from the text."""
+    """The opinion in a stored reply: from probabilities where they are of the verdict, else from the text."""
     if row["problem"] is not None:
         return Opinion(None, problem=f"the judge failed ({row['problem'].partition(':')[0]})")
+    text, is_cut_off = row["text"] or "", row["finish_reason"] == "length"
     p_accept = probability(row["accept_logprob"], row["reject_logprob"])
-    if p_accept is not None:
+    if p_accept is not None and _begins_with_its_verdict(text):
         return Opinion(p_accept >= 0.5, p_accept)
-    is_cut_off = row["finish_reason"] == "length"
-    accepts = read_verdict(row["text"] or "", is_cut_off=is_cut_off)
+    accepts = read_verdict(text, is_cut_off=is_cut_off)
     if accepts is None:
         return Opinion(None, problem="the judge was cut off" if is_cut_off else "no verdict in the judge's reply")
     return Opinion(accepts)
@@ -106,6 +106,12 @@ def read_verdict(text: str, *, is_cut_off: bool) -> bool | None:
         (None if is_cut_off and len(lines) == 1 else _bare(lines[0])),
     )
     return first if last is None else last
+
+
+def _begins_with_its_verdict(text: str) -> bool:
+    """Whether a text begins with a choice and names no other: the probabilities are those of its first token."""
+    named = {_WORDS[word.lower()] for word in _CHOICE_WORD.findall(text)}
+    return len(named) == 1 and _CHOICE_WORD.match(text) is not None
 
 
 def _bare(line: str) -> bool | None:

@@ -122,7 +122,9 @@ class FaultyServer:
         dies_after: Answered rows after which it breaks all connections and is gone.
         models_seconds: How long its list of models takes.
         always: A fault for every request.
-        model: What it serves.
+        listing: What it gives in place of its list of models.
+        model: What it serves; several, with a space between them.
+        needs_key: Without it, all it says is 401.
         port: 0: any that is free.
 
     Attributes:
@@ -135,7 +137,7 @@ class FaultyServer:
     def __init__(
         self, *, faults: Iterable[Fault] = (), poison: dict[Prompt, int] | None = None, refuses: Iterable[str] = (),
         dies_after: float = math.inf, models_seconds: float = 0.0, always: Fault | None = None, context: int = 512,
-        model: str = "base", port: int = 0,
+        model: str = "base", port: int = 0, listing: Fault | None = None, needs_key: str | None = None,
     ) -> None:  # fmt: skip
         self.faults, self.always = list(faults), always
         self.poison, self.refuses = poison or {}, frozenset(refuses)
@@ -144,7 +146,7 @@ class FaultyServer:
         self.seen: Counter[Prompt] = Counter()
         self.n_requests = self.n_listed = self.most_rows = self._rows_in_flight = 0
         self.last_body: Json = {}
-        self.model, self.port = model, port
+        self.model, self.port, self.listing, self.needs_key = model, port, listing, needs_key
         self._loop = asyncio.new_event_loop()
         self._ready, self._thread = threading.Event(), threading.Thread(target=self._run, daemon=True)
 
@@ -189,12 +191,16 @@ class FaultyServer:
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         if request.path == "/health":
             return web.Response()
+        if self.needs_key and request.headers.get("Authorization") != f"Bearer {self.needs_key}":
+            return web.Response(status=401, text="who are you?")
         if request.path == "/v1/models":
             self.n_listed += 1
             await asyncio.sleep(self.models_seconds)
-            if self.always and (response := await self.always(request, {})):
+            fault = self.listing or self.always
+            if fault and (response := await fault(request, {})):
                 return response
-            return web.json_response({"data": [{"id": self.model, "owned_by": "vllm", "max_model_len": self.context}]})
+            served = {"owned_by": "vllm", "max_model_len": self.context}
+            return web.json_response({"data": [{"id": name, **served} for name in self.model.split()]})
         body = self.last_body = json.loads(await request.read())
         is_chat = request.path == "/v1/chat/completions"
         prompts = [body["messages"][-1]["content"]] if is_chat else [tuple(ids) for ids in body["prompt"]]
@@ -236,22 +242,23 @@ def _choice(prompt: Prompt, body: Json) -> Json:
     if not names:
         return {"text": f" {answer_to(prompt)} ", "token_ids": [1, 2, 3]}
     top = _of_two(names, prompt)
-    return {
-        "text": "x",
-        "token_ids": [1],
-        "logprobs": {"tokens": [max(top, key=top.__getitem__)], "top_logprobs": [top]},
-    }
+    best = max(top, key=top.__getitem__)
+    logprobs = {"tokens": [best], "top_logprobs": [top]} if "logprobs" in body else None
+    return {"text": "x", "token_ids": [int(best.removeprefix("token_id:"))], "logprobs": logprobs}
 
 
 def _chat_choice(prompt: Prompt, body: Json) -> Json:
     if "structured_outputs" not in body:
         return {"message": {"content": f" {answer_to(prompt)} "}}
     top = _of_two(body["structured_outputs"]["choice"], prompt)
-    entries = [{"token": token, "logprob": logprob} for token, logprob in top.items()]
-    return {
-        "message": {"content": max(top, key=top.__getitem__)},
-        "logprobs": {"content": [{"token": "x", "top_logprobs": entries}]},
-    }
+    best = max(top, key=top.__getitem__)
+    logprobs = {"content": [first_position(best, top)]} if "logprobs" in body else None
+    return {"message": {"content": best}, "logprobs": logprobs}
+
+
+def first_position(said: str, top: dict[str, float]) -> Json:
+    """Where a chat's answer begins: what was said there, and what else might have been."""
+    return {"token": said, "top_logprobs": [{"token": token, "logprob": lp} for token, lp in top.items()]}
 
 
 def _of_two(names: list[str], prompt: Prompt) -> dict[str, float]:

@@ -34,6 +34,7 @@ from faulty_server import (
     changed,
     cut,
     first_choice,
+    first_position,
     http,
     logprob_of,
     long,
@@ -43,6 +44,8 @@ from faulty_server import (
 
 Opened = Callable[..., AbstractContextManager[Engine]]
 Asked = Callable[[Callable[[int], FaultyServer], Callable[[FaultyServer], bool]], FaultyServer]
+
+Json = dict[str, Any]
 
 SAMPLING = Sampling(max_new_tokens=8)
 JUDGING = Sampling(max_new_tokens=8, choices=("Yes", "No"))
@@ -205,6 +208,72 @@ def test_a_server_that_refuses_constraints_is_asked_for_plain_text(
     assert {reply.choice_logprobs for reply in replies} == {None}
     assert server.last_body["max_tokens"] == JUDGING.max_new_tokens, "one token is no verdict"
     assert set(server.paid.values()) == {1}
+
+
+@pytest.mark.parametrize("by_chat", [False, True])
+@pytest.mark.parametrize("refused", ["logprobs", "top_logprobs"])
+def test_a_server_that_refuses_log_probabilities_is_asked_without_them(
+    connection: Connection, reader: PromptReader, by_chat: bool, refused: str
+) -> None:
+    if refused == "top_logprobs" and not by_chat:
+        pytest.skip("a field of chats alone")
+    to = replace(connection, prompts=None) if by_chat else connection
+    with FaultyServer(refuses=[refused]) as server:
+        replies = ask(to, server, sampling=JUDGING)
+    for reply in replies:
+        asked = f"Question {reply.key[4:]}" if by_chat else prompt(reader, int(reply.key[4:]))
+        assert reply.text == ("Yes" if chance_of_first(asked) >= 0.5 else "No"), (
+            "the choice is constrained all the same"
+        )
+    assert {(reply.problem, reply.finish_reason, reply.choice_logprobs) for reply in replies} == {(None, "stop", None)}
+    assert set(server.paid.values()) == {1}
+
+
+def test_a_server_that_takes_neither_constraints_nor_log_probabilities_is_asked_for_plain_text(
+    connection: Connection,
+) -> None:
+    with FaultyServer(refuses=["logprobs", "top_logprobs", "structured_outputs"]) as server:
+        replies = ask(replace(connection, prompts=None), server, sampling=JUDGING)
+    assert {r.key: r.text for r in replies} == {f"key-{i}": answer_to(f"Question {i}") for i in range(40)}
+
+
+FREE = [
+    # What follows decides, and the first token's tail tells nothing of it.
+    ("Verdict: no", first_position("Verdict", {"Verdict": -0.05, "The": -4, "Yes": -9, "No": -12}), None),
+    ("The answer is no", first_position("The", {"The": -0.05, "Yes": -9}), None),
+    ("No", first_position("No", {"No": -0.1, "Yes": -3.0, "no": -4.0}), {"Yes": -3.0, "No": -0.1}),
+    # One that is not shown has at most what the shown ones leave.
+    ("No.", first_position("No", {"No": -0.1}), {"Yes": math.log(1 - math.exp(-0.1)), "No": -0.1}),
+    ("Yes", first_position("Yes", {"Yes": -0.1, "Oh": -8.0}), {"Yes": -0.1, "No": -8.0}),
+    ("No", first_position("No", {}), None),
+]
+
+
+@pytest.mark.parametrize(("text", "position", "expected"), FREE)
+def test_a_free_chat_has_probabilities_of_choices_only_where_it_begins_with_one(
+    connection: Connection, text: str, position: Json, expected: dict[str, float] | None
+) -> None:
+    to = replace(connection, prompts=None, is_vllm=False)
+    fault = first_choice(message={"content": text}, logprobs={"content": [position]})
+    with FaultyServer(faults=[fault]) as server:
+        [reply] = ask(to, server, n=1, sampling=JUDGING)
+    assert reply.text == text
+    assert reply.choice_logprobs == (None if expected is None else pytest.approx(expected))
+
+
+@pytest.mark.parametrize("begins_with_it", [False, True])
+def test_a_free_completion_has_probabilities_of_choices_only_where_it_begins_with_one(
+    connection: Connection, reader: PromptReader, begins_with_it: bool
+) -> None:
+    yes, no = (f"token_id:{reader.choice_ids(choice)[0]}" for choice in JUDGING.choices)
+    top = {yes: -9.0, no: -12.0, "token_id:1": -0.05}
+    logprobs = {"tokens": [yes if begins_with_it else "token_id:1", "token_id:2"], "top_logprobs": [top, None]}
+    with FaultyServer(
+        refuses=["allowed_token_ids"], faults=[first_choice(text="as said", logprobs=logprobs)]
+    ) as server:
+        [reply] = ask(connection, server, n=1, sampling=JUDGING)
+    assert (reply.text, reply.n_output_tokens) == ("as said", 2)
+    assert reply.choice_logprobs == ({"Yes": -9.0, "No": -12.0} if begins_with_it else None)
 
 
 def test_a_verdict_cut_off_by_its_token_limit_says_so(connection: Connection) -> None:
@@ -603,11 +672,18 @@ def test_an_engine_can_be_asked_again_and_twice_at_a_time(connection: Connection
 
 @pytest.fixture
 def opened(tiny_model: Path, tmp_path: Path) -> Opened:
-    def of(*urls: str, served_model: str | None = None) -> AbstractContextManager[Engine]:
-        config = EngineConfig(kind="openai", urls=urls, served_model=served_model)
-        return open_engine(ModelConfig(base=str(tiny_model)), config, work=tmp_path)
+    def of(*urls: str, base: str = str(tiny_model), **settings: Any) -> AbstractContextManager[Engine]:
+        config = EngineConfig(kind="openai", urls=urls, **settings)
+        return open_engine(ModelConfig(base=base), config, work=tmp_path)
 
     return of
+
+
+def asked_for(opened: AbstractContextManager[Engine], server: FaultyServer) -> str:
+    """The model that a server is asked for."""
+    with opened as engine:
+        list(engine.generate(requests(1), SAMPLING))
+    return str(server.last_body["model"])
 
 
 def test_a_recipe_reaches_its_servers_with_token_ids(opened: Opened, reader: PromptReader) -> None:
@@ -631,10 +707,52 @@ def test_a_server_without_the_model_is_refused_before_a_row_is_sent(
     assert not server.seen
 
 
+@pytest.mark.parametrize(
+    ("served", "base"),
+    [("other org/big", "org/big"), ("other big", "org/big"), ("big org/big", "org/big"), ("any", "org/big")],
+)
+def test_a_server_is_asked_for_the_recipes_model(opened: Opened, served: str, base: str) -> None:
+    expected = {"other org/big": "org/big", "other big": "big", "big org/big": "org/big", "any": "any"}[served]
+    with FaultyServer(model=served) as server:
+        assert asked_for(opened(server.url, base=base), server) == expected
+
+
+def test_a_server_of_several_other_models_is_not_asked_for_just_any(opened: Opened) -> None:
+    with FaultyServer(model="one two") as server, pytest.raises(ConfigError) as refused:
+        opened(server.url, base="org/big").__enter__()
+    assert "served_model" in str(refused.value)
+    assert "org/big (found one, two)" in str(refused.value)
+    assert not server.seen
+
+
+@pytest.mark.parametrize(
+    "listing", [http(404), said('{"data": [{"name": "x"}]}'), said("<html>"), said('{"data": []}')]
+)
+def test_a_server_without_a_list_of_models_is_asked_for_the_one_that_is_named(opened: Opened, listing: Fault) -> None:
+    with FaultyServer(listing=listing) as server:
+        assert asked_for(opened(server.url, served_model="mine"), server) == "mine"
+        with pytest.raises(ConfigError, match=rf"{server.url} gives no list of models.*engine\.served_model"):
+            opened(server.url).__enter__()
+
+
+def test_a_key_that_is_missing_or_wrong_is_told_as_that(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", "wrong-key")
+    with FaultyServer(needs_key="right-key") as server:
+        with pytest.raises(ConfigError, match=r"api_key_env: .* asks for a key.*http_401"):
+            opened(server.url).__enter__()
+        with pytest.raises(ConfigError, match=r"api_key_env: .* refuses the key in MY_KEY.*http_401") as refused:
+            opened(server.url, api_key_env="MY_KEY").__enter__()
+        assert "wrong-key" not in str(refused.value)
+        monkeypatch.setenv("MY_KEY", "right-key")
+        assert asked_for(opened(server.url, api_key_env="MY_KEY"), server) == "base"
+
+
 def test_servers_that_do_not_answer_are_named_at_the_start(
     opened: Opened,
 ) -> None:
     with FaultyServer() as server:
         gone = server.url
-    with pytest.raises(StepError, match=gone):
+    with pytest.raises(StepError, match=f"{gone}: .*refused"):
         opened(gone).__enter__()
+    with FaultyServer(listing=http(503)) as server, pytest.raises(StepError, match=f"{server.url}: http_503"):
+        opened(server.url).__enter__()

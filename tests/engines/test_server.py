@@ -18,16 +18,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
+import toy
+from toy_steps import here
 
-from tasks.config import EngineConfig, ModelConfig
+from tasks.config import AbstentionConfig, EngineConfig, GenerateConfig, JudgeConfig, ModelConfig
 from tasks.engines import Continuation, Engine, Likelihood, Reply, Request, Sampling, open_engine
-from tasks.engines.server import Record, end_group, end_orphans, find_python, members
+from tasks.engines.remote import RemoteEngine
+from tasks.engines.server import BASE, Record, VllmServer, end_group, end_orphans, find_python, members
 from tasks.engines.transformers import TransformersEngine
-from tasks.errors import ConfigError, StepError
+from tasks.errors import ConfigError, DataError, StepError
+from tasks.generate import generate
+from tasks.judge import judge
 from tasks.lab.corpus import user_message
 from tasks.lab.task import task_rows
-from tasks.store import cache_folder
+from tasks.step import Planned
+from tasks.store import Store, cache_folder, open_store
 
 GREEDY = Sampling(max_new_tokens=16)
 CHOICES = Sampling(max_new_tokens=16, choices=("Yes", "No"))
@@ -154,11 +161,95 @@ def test_sampled_texts_follow_from_their_seeds(served: Engine) -> None:
 
 
 @pytest.mark.slow
+def test_the_steps_get_answers_and_verdicts_from_a_server_by_its_address(
+    served: Engine, model: ModelConfig, tmp_path: Path
+) -> None:
+    assert isinstance(served, RemoteEngine)
+    there = EngineConfig(kind="openai", urls=tuple(served.connection.urls))
+    store = open_store(str(tmp_path))
+    numbers = [f"{i:03}" for i in range(40)]
+    asked = zip(numbers, lab_requests(), strict=True)
+    examples = toy.put(store, "examples", [toy.example(number, messages=one.messages) for number, one in asked])
+
+    answering = GenerateConfig(max_new_tokens=GREEDY.max_new_tokens)
+    answers = rows(store, here(generate).plan(model=model, engine=there, config=answering, examples=examples))
+    expected = by_key(served.generate(lab_requests(), GREEDY))
+    same = [number for number in numbers if answers[number]["text"] == expected[f"key-{int(number)}"].text]
+    assert len(same) >= 0.95 * len(expected)
+
+    outputs = toy.put(store, "outputs", [toy.output(number, f"Not {number}") for number in numbers])
+    # A name that only the server knows, so that it renders the chat itself.
+    llm = {"judges": [{"model": {"base": BASE}}], "rubric": "lab.v1", "audit": {"n_probes": 0}}
+    verdicts = here(judge).plan(
+        config=JudgeConfig.model_validate({"llm": llm}), engine=there, abstention=AbstentionConfig(),
+        examples=examples, outputs=outputs,
+    )  # fmt: skip
+    found = rows(store, verdicts).values()
+    assert [row["decided_by"] for row in found] == ["llm"] * len(numbers)
+    assert {row["verdict"] for row in found} <= {"accept", "reject"}
+
+
+def rows(store: Store, planned: Planned) -> dict[str, toy.Row]:
+    """Of the one table that a step writes, by example."""
+    [path] = store.fetch(planned.execute(store)).glob("*.parquet")
+    return {row["example_id"]: row for row in pq.read_table(path).to_pylist()}
+
+
+@pytest.mark.slow
 def test_its_log_is_kept(served: Engine, work: Path) -> None:
     assert "vLLM" in (work / "vllm.log").read_text()
 
 
+# --- how it is started ---
+
+
+def adapter(folder: Path, modules: object) -> Path:
+    """As much of a LoRA adapter as is read before the server reads it."""
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"r": 4, "target_modules": modules}))
+    return folder
+
+
+def not_started(log: Path, adapters: dict[str, Path] | None = None) -> VllmServer:
+    config = EngineConfig(kind="vllm", python=sys.executable)  # which has no vLLM
+    return VllmServer(ModelConfig(base="lab"), config, log=log, adapters=adapters)
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_every_module_that_an_adapter_has_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_gpu: bool
+) -> None:
+    monkeypatch.setattr("tasks.engines.server.has_cuda", lambda: on_gpu)
+    fused = adapter(tmp_path / "fused", ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"])
+    other = adapter(tmp_path / "other", ["layers.0.self_attn.q_proj", "o_proj"])
+    words = not_started(tmp_path / "log", {"fused": fused, "other": other})._arguments()
+    named = words[words.index("--lora-target-modules") + 1 : words.index("--lora-modules")]
+    assert named == ["down_proj", "gate_up_proj", "o_proj", "q_proj", "qkv_proj"]
+
+
+@pytest.mark.parametrize("modules", [r".*\.(q|v)_proj", "all-linear", None, [], [1]])
+def test_an_adapter_whose_modules_are_no_names_is_refused(tmp_path: Path, modules: object) -> None:
+    folder = adapter(tmp_path / "adapter", modules)
+    with pytest.raises(DataError, match="target_modules") as refused:
+        not_started(tmp_path / "log", {"adapter": folder}).__enter__()
+    assert str(folder / "adapter_config.json") in str(refused.value)
+
+
+def test_a_key_for_servers_elsewhere_does_not_guard_our_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "for another server")
+    assert "VLLM_API_KEY" not in not_started(tmp_path / "log")._environment()
+
+
 # --- it fails loudly ---
+
+
+def test_its_last_lines_are_not_those_of_an_earlier_server(tmp_path: Path) -> None:
+    log = tmp_path / "vllm.log"
+    log.write_text("CudaError: of the earlier one\n")
+    with pytest.raises(StepError, match="No module named 'vllm'") as error:
+        not_started(log).__enter__()
+    assert "CudaError" not in str(error.value)
+    assert "CudaError" in log.read_text()
 
 
 @pytest.mark.slow

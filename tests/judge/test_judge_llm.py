@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -150,9 +151,32 @@ def test_a_failure_that_no_other_try_can_help_is_not_tried_again(store, fake):
     judge = fake(replies(None, finish_reason=None, problem="context_overflow: 9 > 8", retryable=False))
     planned = plan(store, EXAMPLES, OUTPUTS, {"max_unjudged_share": 1})
     verdicts(store, planned)
-    found = verdicts(store, planned, force=True)
+    Path(store.path("steps", *planned.ref.values(), "manifest.json")).unlink()
+    found = verdicts(store, planned)
     assert found[1]["reason"] == "the judge failed (context_overflow)"
     assert len(judge.prompts) == 2
+
+
+@pytest.mark.parametrize("reasoning", [False, True])
+def test_by_force_every_failed_judgement_is_asked_again_and_no_other(store, fake, reasoning):
+    failing = replies(None, finish_reason=None, problem="context_overflow: 9 > 8", retryable=False)
+    fake(lambda asked: failing(asked) if asked.candidate == "bad" else by_words(asked))
+    planned = plan(store, EXAMPLES, OUTPUTS, {"max_unjudged_share": 1, "reasoning": reasoning})
+    assert [row["verdict"] for row in verdicts(store, planned)[1:3]] == ["accept", "unjudged"]
+    again = fake(by_words)
+    assert [row["verdict"] for row in verdicts(store, planned, force=True)[1:3]] == ["accept", "reject"]
+    assert len(again.prompts) == 1 + reasoning
+    assert all("bad" in messages[0]["content"] for messages in again.prompts)
+
+
+def test_judgements_that_may_succeed_are_counted_and_told(store, fake, caplog):
+    passing = replies(None, finish_reason=None, problem="timeout: 60 s", retryable=True)
+    lasting = replies(None, finish_reason=None, problem="context_overflow: 9 > 8", retryable=False)
+    fake(lambda asked: passing(asked) if asked.candidate == "bad" else lasting(asked))
+    planned = plan(store, EXAMPLES, OUTPUTS, {"max_unjudged_share": 1})
+    verdicts(store, planned)
+    assert toy.counts_of(store, planned.ref)["rows_retryable"] == 1
+    assert "judge: 1 failed row may succeed on another try: --force judge" in caplog.text
 
 
 def test_a_killed_step_keeps_what_was_judged(store, fake, monkeypatch):

@@ -74,6 +74,23 @@ def test_probabilities_count_before_the_text():
 
 
 @pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        # The probabilities are of the first token: those of a tail, where the verdict comes later.
+        ("Verdict: reject", Opinion(False)),
+        ("**Reject**", Opinion(False)),
+        ("Accept? No.\nVerdict: reject", Opinion(False)),
+        ("I could not say.", Opinion(None, problem="no verdict in the judge's reply")),
+        ("Rejecting is too strict", Opinion(None, problem="no verdict in the judge's reply")),
+        ("Accept", Opinion(True, pytest.approx(0.95, abs=0.01))),
+        ("Accepted. It says the same.", Opinion(True, pytest.approx(0.95, abs=0.01))),
+    ],
+)
+def test_probabilities_of_a_text_that_does_not_begin_with_its_verdict_do_not_count(text, expected):
+    assert opinion_of({**ROW, "text": text, "accept_logprob": -9.0, "reject_logprob": -12.0}) == expected
+
+
+@pytest.mark.parametrize(
     ("accept", "reject", "expected"),
     [
         (-1.0, -1.0, 0.5),

@@ -5,6 +5,7 @@ Read by all that compares models: the report, and the decision whether an adapte
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,17 +16,22 @@ import pyarrow.parquet as pq
 
 from tasks.schema import ITEMS, SCORES, check, read_table
 
-LOWER_IS_BETTER = ("over_refusal", "leaked_refusal")
 LEAKED_REFUSAL = "leaked_refusal"
+LOWER_IS_BETTER = ("over_refusal", LEAKED_REFUSAL)
+LOWER_MARK = " (lower is better)"  # ends the name of a benchmark's metric of which less is better
 _PRIMARY = {
     "task": ("modified_recall", "exact_match", "token_recall"),
-    "general": ("exact_match", "acc_norm", "mc2", "acc"),
+    "general": ("exact_match", "acc_norm", "mc2", "acc", "prompt_level_strict_acc"),
 }
 
 
 @dataclass(frozen=True)
 class Key:
-    """What a score is of."""
+    """What a score is of.
+
+    Attributes:
+        primary: It stands for its benchmark, in averages and in tests. Higher is better, always.
+    """
 
     benchmark: str
     metric: str
@@ -42,7 +48,11 @@ class Key:
 
     @property
     def lower_is_better(self) -> bool:
-        return self.metric in LOWER_IS_BETTER
+        return lower_is_better(self.metric)
+
+
+def lower_is_better(metric: str) -> bool:
+    return metric in LOWER_IS_BETTER or metric.endswith(LOWER_MARK)
 
 
 def keys_of(folders: Mapping[str, Path]) -> list[Key]:
@@ -52,26 +62,33 @@ def keys_of(folders: Mapping[str, Path]) -> list[Key]:
         folders: A scores artifact a model.
     """
     family: dict[tuple[str, str], str] = {}
+    n_scored: Counter[tuple[str, str]] = Counter()
     for folder in folders.values():
         for row in read_table(folder / "scores.parquet", SCORES).to_pylist():
             family.setdefault((row["benchmark"], row["metric"]), row["family"])
+            n_scored[row["benchmark"], row["metric"]] += row["n"]
     metrics: dict[str, list[str]] = {}
     for benchmark, metric in sorted(family):
         metrics.setdefault(benchmark, []).append(metric)
-    keys = [
-        Key(benchmark, metric, kind, metric == _primary(metrics[benchmark], is_task=kind != "general"))
-        for (benchmark, metric), kind in family.items()
-    ]
+    primary = {}
+    for benchmark, names in metrics.items():
+        scored = [name for name in names if n_scored[benchmark, name]]
+        primary[benchmark] = _primary(scored or names, is_task=family[benchmark, names[0]] != "general")
+    keys = [Key(benchmark, metric, kind, metric == primary[benchmark]) for (benchmark, metric), kind in family.items()]
     order = ("task-in", "task-out", "general")
     return sorted(keys, key=lambda k: (order.index(k.family), k.benchmark, not k.primary, k.metric))
 
 
 def _primary(metrics: Sequence[str], *, is_task: bool) -> str | None:
-    """The metric that stands for its benchmark. lm-eval may add a filter to a name: `exact_match,strict-match`."""
+    """The metric that stands for its benchmark; None where of each less is better: such a benchmark is in no average.
+
+    lm-eval may add a filter to a name: `exact_match,strict-match`.
+    """
+    metrics = [metric for metric in metrics if not lower_is_better(metric)]
     for wanted in _PRIMARY["task" if is_task else "general"]:
         if found := [metric for metric in metrics if metric.split(",")[0] == wanted]:
             return found[0]
-    return next((metric for metric in metrics if metric != LEAKED_REFUSAL), None)
+    return next(iter(metrics), None)
 
 
 def items_of(folders: Mapping[str, Path], key: Key) -> pd.DataFrame:

@@ -9,8 +9,9 @@ never taken for 0. Plain numbers in and out: nothing here knows tables, arms or 
 
 Whether a model is *no worse* than another is a question of its own, with a bound of its own: `lower_bound`.
 
-Not covered: a few clusters only (below about 20 the clustered bootstrap is too narrow; `lower_bound` refuses), and the
-spread between training seeds, which takes several arms.
+Not covered: a few clusters only (below about 20 the clustered bootstrap is too narrow; `lower_bound` refuses, and where
+there is but one, or all changed by the same, there is no interval at all), and the spread between training seeds, which
+takes several arms.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ Clusters = Sequence[str | None]
 
 POWER = 0.8
 MIN_CLUSTERS = 20
+_NOTHING = 1e-12  # what rounding leaves of 0
 _CHUNK = 4_000_000  # random indices at a time: the memory of a bootstrap does not grow with its draws
 
 
@@ -50,7 +52,7 @@ class Estimate:
     """A mean with its interval.
 
     Attributes:
-        value: None where no item was scored; `low` and `high` with it.
+        value: None where no item was scored; `low` and `high` with it, and where all items are one cluster.
         n: Items that were scored.
     """
 
@@ -64,6 +66,9 @@ class Estimate:
 @dataclass(frozen=True)
 class Comparison:
     """What changed from one model to another on the same items. Every number is None where no pair was scored.
+
+    `low`, `high`, `standard_error`, `p_value` and `detectable` are None, too, where the items do not tell how far
+    chance reaches: they are one cluster, or all clusters changed by the same.
 
     Attributes:
         before: Mean of the first model over the pairs; `after` that of the second.
@@ -126,7 +131,7 @@ class Average:
         relative: Mean of delta / before, over the benchmarks where before > 0.
         p_value: Of the mean, by the normal approximation.
         worst: The benchmark with the lowest delta.
-        benchmarks: Those averaged, in order; `missing` had no scored pair.
+        benchmarks: Those averaged, in order; `missing` had no scored pair, or no standard error.
     """
 
     before: float
@@ -162,6 +167,8 @@ def mean(scores: Floats, *, clusters: Clusters | None, method: Method) -> Estima
     if _is_binary(values) and groups.max() + 1 == len(values):
         interval = wilson(int(values.sum()), len(values), confidence=method.confidence)
         return Estimate(interval.value, interval.low, interval.high, len(values), n_missing)
+    if groups.max() == 0:
+        return Estimate(float(values.mean()), None, None, len(values), n_missing)
     low, high = _percentiles(_bootstrap(values, groups, method), method)
     return Estimate(float(values.mean()), low, high, len(values), n_missing)
 
@@ -186,18 +193,25 @@ def compare(before: Floats, after: Floats, *, clusters: Clusters | None, method:
     n_clusters = int(groups.max()) + 1
     n_gained, n_lost = int((differences > 0).sum()), int((differences < 0).sum())
     delta = float(differences.mean())
+    low: float | None
+    high: float | None
+    error: float | None
+    p_value: float | None
     if n_clusters == len(differences) and _is_binary(first) and _is_binary(second):
         test = "McNemar exact"
         low, high, error = _agresti_min(n_gained, n_lost, len(differences), method)
         p_value = mcnemar(n_gained, n_lost)
     else:
         test = "paired bootstrap" if n_clusters == len(differences) else "clustered bootstrap"
-        draws = _bootstrap(differences, groups, method)
-        low, high = _percentiles(draws, method)
-        error = _standard_error(differences, groups)
-        p_value = _bootstrap_p(draws, delta)
+        low = high = p_value = None
+        error = _standard_error(differences, groups, delta)
+        if error is not None:
+            draws = _bootstrap(differences, groups, method)
+            low, high = _percentiles(draws, method)
+            p_value = _bootstrap_p(draws, delta)
+    smallest = None if error is None else detectable(error, method)
     return Comparison(
-        float(first.mean()), float(second.mean()), delta, low, high, error, p_value, detectable(error, method),
+        float(first.mean()), float(second.mean()), delta, low, high, error, p_value, smallest,
         len(differences), n_missing, n_clusters, n_gained, n_lost, test,
     )  # fmt: skip
 
@@ -231,11 +245,11 @@ def detectable(standard_error: float, method: Method) -> float | None:
 
 
 def average(changes: Mapping[str, Comparison], *, method: Method) -> Average | None:
-    """Mean change over benchmarks, by name; None where none has a scored pair.
+    """Mean change over benchmarks, by name; None where none has a scored pair and a standard error.
 
     Benchmarks share no items, so the standard error of the mean is sqrt(sum of squares) / k.
     """
-    found = {name: c for name, c in changes.items() if c.delta is not None}
+    found = {name: c for name, c in changes.items() if c.delta is not None and c.standard_error is not None}
     if not found:
         return None
     k = len(found)
@@ -248,7 +262,7 @@ def average(changes: Mapping[str, Comparison], *, method: Method) -> Average | N
         before=sum(c.before or 0.0 for c in found.values()) / k,
         after=sum(c.after or 0.0 for c in found.values()) / k,
         delta=delta, low=delta - _z(method) * error, high=delta + _z(method) * error, standard_error=error,
-        p_value=float(2 * stats.norm.sf(abs(delta) / error)) if error else float(delta == 0),
+        p_value=float(2 * stats.norm.sf(abs(delta) / error)) if error else 1.0,  # nothing changed
         detectable=detectable(error, method),
         relative=sum(shares) / len(shares) if shares else None,
         worst=worst, worst_delta=deltas[worst],
@@ -342,13 +356,19 @@ def _agresti_min(n_gained: int, n_lost: int, n: int, method: Method) -> tuple[fl
     return max(-1.0, delta - _z(method) * error), min(1.0, delta + _z(method) * error), error
 
 
-def _standard_error(values: Floats, groups: Ints) -> float:
-    """Standard error of a mean over clusters; with one item a cluster, the usual SD / sqrt(n)."""
+def _standard_error(values: Floats, groups: Ints, mean: float) -> float | None:
+    """Standard error of a mean over clusters; with one item a cluster, the usual SD / sqrt(n).
+
+    None where it cannot be told: of one cluster, and of several that all have the same mean, unless that is 0.
+    """
     n_clusters = int(groups.max()) + 1
     if n_clusters < 2:
-        return 0.0
-    deviations = np.bincount(groups, weights=values - values.mean())
-    return float(np.sqrt((deviations**2).sum() * n_clusters / (n_clusters - 1)) / len(values))
+        return None
+    deviations = np.bincount(groups, weights=values - mean)
+    error = float(np.sqrt((deviations**2).sum() * n_clusters / (n_clusters - 1)) / len(values))
+    if error > _NOTHING:
+        return error
+    return 0.0 if abs(mean) <= _NOTHING else None
 
 
 def _bootstrap(values: Floats, groups: Ints, method: Method) -> Floats:

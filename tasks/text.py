@@ -7,14 +7,38 @@ from __future__ import annotations
 
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 
 _ARTICLES = {"a", "an", "the"}
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
-# A hyphen behind a word or a digit joins ("pages 5-7", "COVID-19"): it is no minus.
-_NUMBER = re.compile(r"(?:(?<![\w)])-)?\$?\d[\d,]*(?:\.\d+)?(?:\s*/\s*\d+)?")
+# Words beside a gold answer that may deny it ("not in Oslo but in Rome", "Rome rather than Oslo"), as normalised.
+_NEGATIONS = frozenset(
+    "no not nor neither never none nobody nothing nowhere cannot without unlike except instead rather false wrong "
+    "incorrect untrue isnt arent wasnt werent dont doesnt didnt hasnt havent hadnt cant couldnt wont wouldnt shouldnt "
+    "mustnt aint".split()
+)
+_FRACTION_SIGNS = "¼½¾⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"
+_AS_ASCII = str.maketrans(
+    {"−": "-", "–": "-", "⁄": "/"}  # the minus sign, the en dash, the fraction slash
+    | {sign: unicodedata.normalize("NFKC", sign).replace("⁄", "/") for sign in _FRACTION_SIGNS}
+)
+_DIGIT_BEFORE_FRACTION = re.compile(rf"(?<=\d)(?=[{_FRACTION_SIGNS}])")
+_NUMBER = re.compile(
+    r"""
+    (?P<minus>(?<![\w)])-)?             # behind a word or a digit it joins: "pages 5-7", "COVID-19"
+    \$?
+    (?:(?P<whole>\d+)[ ](?=\d+/\d))?    # the 1 of "1 1/2"
+    (?P<digits>(?:\d|(?<![\w.])\.\d)\d*(?:[.,]\d+)*)
+    (?:(?:[eE]|\s*(?:[x×*·]|\\times|\\cdot)\s*10\s*(?:\^|\*\*)\s*\{?)(?P<power>[+-]?\d+))?
+    (?:\s*/\s*(?P<below>\d+(?:[.,]\d+)*))?
+    """,
+    re.VERBOSE,
+)
+_WELL_FORMED = re.compile(r"(?:\d*|[1-9]\d{0,2}(?:,\d{3})+)(?:\.\d+)?")
+_LONGEST_POWER = len("-999")  # 1e999999999 would fill the memory
 _LEADING_LETTER = re.compile(r"\s*\(?([A-Z])(?:[).:]|\s*$)")
 _LETTER = re.compile(r"(?<![A-Za-z])\(?([A-Z])\)?(?![A-Za-z'])")
 
@@ -59,23 +83,54 @@ def _plain(text: str) -> str:
     return text.lower().replace("’", "'")
 
 
+def denies(output: str, gold: str) -> bool:
+    """Whether an output that holds the gold's words may say the opposite: beside them it has a word that negates.
+
+    A gold of such words alone ("no", "never") counts as denied: it also stands in "no doubt: yes". English only.
+    """
+    words = Counter(normalised_words(_plain(gold)))
+    beside = Counter(normalised_words(_plain(output))) - words
+    return _NEGATIONS.issuperset(words) or not _NEGATIONS.isdisjoint(beside)
+
+
 def final_number(text: str) -> Fraction | None:
     """The number an answer ends on: the first after the last `####` if there is one, else the last in the text.
 
-    Thousands commas, a dollar sign, decimals and simple fractions are read; None without a number.
+    Thousands commas, a dollar sign, decimals (.5), fractions (1/2, 1 1/2, 1½) and powers of ten (1.5e3, 1.5 × 10^3)
+    are read. None without a number, or where what stands there is not surely one: 3/0, 1.000.000, 1,5.
     """
     _, marker, tail = text.rpartition("####")
-    found = _NUMBER.findall(tail if marker else text)
+    plain = _DIGIT_BEFORE_FRACTION.sub(" ", tail if marker else text).translate(_AS_ASCII)
+    found = list(_NUMBER.finditer(plain))
     if not found:
         return None
-    return _fraction(found[0] if marker else found[-1])
+    return _value(found[0] if marker else found[-1])
 
 
-def _fraction(number: str) -> Fraction | None:
-    plain = re.sub(r"[,$\s]", "", number)
+def _value(number: re.Match[str]) -> Fraction | None:
+    """The value of a match of `_NUMBER`."""
+    above, below, whole = (_plain_value(number[part] or "") for part in ("digits", "below", "whole"))
+    power = number["power"] or "0"
+    if above is None or len(power) > _LONGEST_POWER:
+        return None
+    value = above * Fraction(10) ** int(power)
+    if number["below"]:
+        if not below:
+            return None
+        value /= below
+    if number["whole"]:
+        if whole is None or value >= 1:  # "room 12 7/2"
+            return None
+        value += whole
+    return -value if number["minus"] else value
+
+
+def _plain_value(digits: str) -> Fraction | None:
+    if not _WELL_FORMED.fullmatch(digits):
+        return None
     try:
-        return Fraction(plain)
-    except (ValueError, ZeroDivisionError):
+        return Fraction(digits.replace(",", ""))
+    except ValueError:  # more digits than Python reads
         return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 import types
 import typing
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 
 from flows.rehearsal import plan_steps
-from tasks.config import RunConfig, Section, load_recipe, parse_recipe
+from tasks.config import EngineConfig, RunConfig, Section, load_recipe, parse_recipe
 from tasks.errors import ConfigError
 
 
@@ -288,6 +289,7 @@ def judging(engine: dict[str, Any] | None = None, **llm: Any) -> dict[str, Any]:
 # Where one field alone cannot be changed: what else stands in the recipe before, and what changes.
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "engine.kind": ({}, {"engine.kind": "vllm"}),
+    "evaluate.benchmarks": ({}, {"evaluate.benchmarks": ["mmlu"]}),  # others are looked up in the harness
     "engine.urls": (_OPENAI, {"engine.urls": ["http://localhost:2/v1"]}),
     **{f"engine.{name}": (_OPENAI, {}) for name in _OF_OPENAI},
     **{f"engine.{name}": (_VLLM, {}) for name in _OF_VLLM},
@@ -442,6 +444,7 @@ def test_the_walk_finds_the_fields_it_should():
         "generate.max_failed_share", "rewrite.max_failed_share", "train.checkpoint_steps", "train.micro_batch_size",
         "train.gradient_checkpointing", "execution.workers", "execution.threads", "execution.steps",
         "data.sources.0.path", "data.sources.0.documents", "judge.llm.max_unjudged_share",
+        "evaluate.benchmark_batch_size", "evaluate.max_failed_share",
         *(f"{engine}.{name}" for engine in ("engine", "judge.llm.judges.0.engine") for name in (
             "urls", "api_key_env", "python", "tensor_parallel", "data_parallel", "memory_share", "concurrency",
             "timeout_seconds", "start_timeout_seconds",
@@ -461,6 +464,22 @@ def test_the_walk_finds_the_fields_it_should():
 )
 def test_a_setting_that_the_engine_does_not_read_is_refused(engine, message):
     assert message in problem(engine=engine)
+
+
+@pytest.mark.parametrize("kind", ["openai", "vllm"])
+@pytest.mark.parametrize(
+    "urls",
+    [
+        ["http://a/v1", "http://user:s3cr3t@b/v1"], ["http://s3cr3t@b/v1"], ["http://b/v1?key=s3cr3t"],
+        ["http://user:pass/s3cr3t@b/v1"], "http://user:s3cr3t@b/v1", ["user:s3cr3t@b"], {"http://s3cr3t@b/v1": None},
+    ],
+)  # fmt: skip
+def test_a_secret_in_an_address_is_refused_and_not_repeated(kind: str, urls: object) -> None:
+    engine = {"kind": kind, "urls": urls}
+    for check in (EngineConfig.model_validate, lambda engine: parsed(engine=engine)):
+        with pytest.raises(ConfigError, match=r"engine\.api_key_env") as refused:
+            check(engine)
+        assert "s3cr3t" not in "".join(traceback.format_exception(refused.value))
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,40 @@ def test_clusters_of_one_leave_zero_one_scores_to_mcnemar() -> None:
     assert compare(before, after, clusters=["a", "a", None], method=METHOD).test == "clustered bootstrap"
 
 
+def _shifted(n: int, by: float, names: list[str | None] | None) -> Comparison:
+    before = np.linspace(0.1, 0.7, n)
+    return compare(before, before + by, clusters=names, method=METHOD)
+
+
+@pytest.mark.parametrize(
+    ("n", "names"), [(30, ["a"] * 30), (1, None), (30, ["a"] * 10 + ["b"] * 10 + ["c"] * 10), (30, None)]
+)
+def test_items_that_cannot_tell_chance_have_no_interval_and_are_in_no_average(n: int, names: Any) -> None:
+    """One cluster, or all clusters changed by the same: no spread was seen, and that is not a spread of 0."""
+    found = _shifted(n, 0.1, names)
+    assert found.delta == pytest.approx(0.1)
+    assert (found.low, found.high, found.standard_error, found.p_value, found.detectable) == (None,) * 5
+    assert average({"x": found}, method=METHOD) is None
+    mixed = average({"x": found, "y": _change(0.5, 0.55, 0.04)}, method=METHOD)
+    assert mixed is not None
+    assert (mixed.benchmarks, mixed.missing) == (["y"], ["x"])
+
+
+def test_items_that_did_not_change_in_several_clusters_still_count_as_no_change() -> None:
+    found = _shifted(30, 0.0, ["a"] * 10 + ["b"] * 20)
+    assert (found.delta, found.low, found.high, found.p_value) == (0, 0, 0, 1)
+    mean = average({"x": found}, method=METHOD)
+    assert mean is not None
+    assert mean.p_value == 1
+
+
+def test_a_mean_over_one_cluster_has_no_interval() -> None:
+    found = statistics.mean(np.array([0.0, 1.0, 1.0]), clusters=["a"] * 3, method=METHOD)
+    assert (found.value, found.low, found.high, found.n) == (pytest.approx(2 / 3), None, None, 3)
+    several = statistics.mean(np.array([0.0, 1.0, 1.0]), clusters=["a", "a", None], method=METHOD)
+    assert several.low is not None
+
+
 def test_holm_steps_down_and_never_reverses_the_order() -> None:
     found = holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005})
     assert found == pytest.approx({"d": 0.02, "a": 0.03, "c": 0.06, "b": 0.06})

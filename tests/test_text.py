@@ -7,7 +7,7 @@ from fractions import Fraction
 import pytest
 
 from tasks.config import AbstentionConfig
-from tasks.text import abstains, choice_letter, contains, final_number, gold_letter, normalise, token_recall
+from tasks.text import abstains, choice_letter, contains, denies, final_number, gold_letter, normalise, token_recall
 
 PHRASES = AbstentionConfig().phrases
 
@@ -34,9 +34,51 @@ PHRASES = AbstentionConfig().phrases
         ("12 - 5 = 7", "7"),
         ("pages 5-7", "7"),
         ("COVID-19", "19"),
+        ("−3", "-3"),
+        ("5 − 2 = −3", "-3"),
+        ("–3", "-3"),
+        ("5–7", "7"),
+        (".5", "1/2"),
+        ("-.5", "-1/2"),
+        ("−.5", "-1/2"),
+        ("$.50", "1/2"),
+        ("-$.50", "-1/2"),
+        ("It is .5.", "1/2"),
+        ("so...5", "5"),
+        ("v.5", "5"),
+        ("1.5e3", "1500"),
+        ("2E+2.", "200"),
+        ("-1.5e-3", "-3/2000"),
+        ("1.5 × 10^3", "1500"),
+        ("1.5 x 10^{3}", "1500"),
+        (r"$1.5 \times 10^{-2}$", "3/200"),
+        ("3 x 10 = 30", "30"),
+        ("5 eggs", "5"),
+        ("1 1/2", "3/2"),
+        ("-1 1/2 cups", "-3/2"),
+        ("1½", "3/2"),
+        ("3 ½", "7/2"),
+        ("½", "1/2"),
+        ("-½", "-1/2"),
+        ("1.5/2", "3/4"),
+        ("1/1,000", "1/1000"),
+        ("1/2 or 3", "3"),
+        ("1,234,567.", "1234567"),
         ("no number", None),
         ("", None),
         ("3/0", None),
+        ("1.000.000", None),
+        ("3 or 1.000.000", None),
+        ("#### 1.000.000 or 3", None),
+        ("1,5", None),
+        ("0,500", None),
+        ("1,2,3", None),
+        ("12,34", None),
+        ("room 12 7/2", None),
+        ("1e999999999", None),
+        ("1" * 5000, None),
+        (f"{'1' * 5000} 1/2", None),
+        (f"1/{'1' * 5000}", None),
         ("I counted 3 apples. #### none", None),
     ],
 )
@@ -44,7 +86,7 @@ def test_the_final_number_is_read(text, number):
     assert final_number(text) == (None if number is None else Fraction(number))
 
 
-@pytest.mark.parametrize(("one", "other"), [("1,234", "1234.0"), ("$3.50", "7/2"), ("0.5", "1/2")])
+@pytest.mark.parametrize(("one", "other"), [("1,234", "1234.0"), ("$3.50", "7/2"), ("0.5", "1/2"), (".5", "½")])
 def test_a_number_is_the_same_however_it_is_written(one, other):
     assert final_number(one) == final_number(other)
 
@@ -126,6 +168,29 @@ def test_token_recall_is_the_share_of_the_gold_words_in_the_output(output, golds
 )
 def test_containing_means_whole_words_in_a_row(output, text, expected):
     assert contains(output, text) is expected
+
+
+@pytest.mark.parametrize(
+    ("output", "gold", "expected"),
+    [
+        ("It is not in Oslo but in Rome.", "Oslo", True),
+        ("It isn't Oslo.", "Oslo", True),
+        ("Oslo isn’t it", "Oslo", True),
+        ("Rome rather than Oslo", "Oslo", True),
+        ("She never lived in Oslo", "Oslo", True),
+        ("She lives in Oslo.", "Oslo", False),
+        ("He was found not guilty.", "not guilty", False),
+        ("He was not found not guilty.", "not guilty", True),
+        ("not guilty", "guilty", True),
+        ("No, there is no doubt about it: yes.", "no", True),
+        ("No doubt about it: yes.", "no", True),
+        ("No, it is in Rome.", "yes", True),
+        ("Yes, it is in Rome.", "yes", False),
+        ("Nottingham", "Nottingham", False),
+    ],
+)
+def test_a_negation_beside_the_gold_may_deny_it(output, gold, expected):
+    assert denies(output, gold) is expected
 
 
 def test_normalising_drops_case_punctuation_articles_and_spaces():

@@ -102,7 +102,8 @@ class JudgeConfig(Section):
     """Which of the base model's answers count as acceptable: rules first, then language models."""
 
     contains_gold: bool = Field(
-        default=True, description="Accept an answer that contains a gold answer, word for word, and no known wrong one"
+        default=True,
+        description="Accept an answer that contains a gold answer, without a known wrong one or a negation beside it",
     )
     max_extra_words: int = Field(default=40, ge=0, description="Longest answer, in words beyond the gold, that may")
     min_token_recall: float | None = Field(

@@ -19,7 +19,7 @@ from tasks.evaluate import benchmarks
 from tasks.models import model_digest
 from tasks.store import Ref, Store, put_in_place
 
-_VERSION = 1  # raise it when the same key would give other items
+_VERSION = 2  # raise it when the same key would give other items
 _OF_THE_TASK = ("benchmarks", "max_task_rows", "max_new_tokens", "drift_rows")  # settings that no benchmark reads
 
 

@@ -36,7 +36,7 @@ Answer = TypeVar("Answer", Reply, Likelihood)
 
 
 @step(
-    version=3,
+    version=4,
     outside=lambda *, model, engine, config, abstention: {
         "model": model_digest(model),
         "benchmarks": benchmarks.content_digests(config),

@@ -18,7 +18,7 @@ from tasks.step import Context, Planned, as_input, step
 from tasks.store import Ref
 
 
-@step(version=2, outside=evaluate.outside, launcher=one_process)
+@step(version=3, outside=evaluate.outside, launcher=one_process)
 def measure(
     ctx: Context, *, model: ModelConfig, engine: EngineConfig, config: EvaluateConfig, abstention: AbstentionConfig,
     examples: Ref, **adapters: Ref,

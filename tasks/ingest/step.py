@@ -21,19 +21,26 @@ from tasks.ingest.sources import Source, raw_examples, source_digest, sources_of
 from tasks.ingest.unanswerable import with_unanswerable
 from tasks.spool import Row, spool
 from tasks.step import Context, step
+from tasks.text import final_number, gold_letter
 
 logger = logging.getLogger(__name__)
 
 _REPORT_ROWS = 2000
 _WRITE_ROWS = 1024
 _ID_CHARS = 32
+_NEXT = "Look at the first reason: columns, `reader`, limits."
+_NEXT_FOR = {
+    "gold_without_letter": "Task multiple_choice compares letters: give answers as A, B, C (not as an index or as "
+    "text), or set `task: open`.",
+    "gold_without_number": "Task number compares numbers: give answers in digits, or set `task: open`.",
+}
 
 
 def _outside(*, config: DataConfig) -> dict[str, Any]:  # Any: JSON values
     return {source.key: source_digest(source) for source in sources_of(config)}
 
 
-@step(version=2, outside=_outside)
+@step(version=3, outside=_outside)
 def ingest(ctx: Context, *, config: DataConfig) -> None:
     """Read the sources; writes `examples.parquet`.
 
@@ -75,17 +82,15 @@ def _write(ctx: Context, rows: Iterator[Row]) -> Counter[str]:
 
 
 def _require_rows(kept: Mapping[str, int], dropped: Mapping[str, int]) -> None:
-    reasons = ", ".join(
-        f"{reason} {n:,}" for reason, n in sorted(dropped.items(), key=lambda pair: (-pair[1], pair[0]))
-    )
+    by_size = sorted(dropped.items(), key=lambda pair: (-pair[1], pair[0]))
+    reasons = ", ".join(f"{reason} {n:,}" for reason, n in by_size)
     if not kept["rows.train"] + kept["rows.test"]:
-        raise DataError(
-            f"data: no row is left, dropped for: {reasons}. Look at the first reason: columns, `reader`, limits."
-        )
+        raise DataError(f"data: no row is left, dropped for: {reasons}. {_NEXT_FOR.get(by_size[0][0], _NEXT)}")
     if not kept["rows.train"]:
+        more = "".join(f" {_NEXT_FOR[reason]}" for reason, _ in by_size if reason in _NEXT_FOR)
         raise DataError(
             f"data: no training row: all {kept['rows.test']:,} rows are in the test split (dropped: "
-            f"{reasons or 'none'}). Set `split: auto` or `split: train` on a source, or lower data.test_share."
+            f"{reasons or 'none'}). Set `split: auto` or `split: train` on a source, or lower data.test_share.{more}"
         )
 
 
@@ -157,6 +162,11 @@ def _settled(raw: RawExample, source: Source, refusal: str) -> RawExample | Drop
         return Dropped("no_question")
     if not golds:
         return Dropped("no_gold")
+    # No answer could ever match such golds: every model would score 0 on them.
+    if source.task == "multiple_choice" and not any(map(gold_letter, golds)):
+        return Dropped("gold_without_letter")
+    if source.task == "number" and all(final_number(gold) is None for gold in golds):
+        return Dropped("gold_without_number")
     if grounded and raw.messages is None and not (raw.document or "").strip():
         return Dropped("no_document")
     incorrect = [text for text in _distinct(raw.incorrect) if text not in golds]

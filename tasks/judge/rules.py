@@ -5,6 +5,7 @@ The first rule that applies decides. What no rule decides stays undecided: it is
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from tasks.text import (
     abstains,
     choice_letter,
     contains,
+    denies,
     final_number,
     gold_letter,
     normalise,
@@ -87,8 +89,8 @@ def _finished(candidate: Candidate, answer: Answer, config: JudgeConfig) -> Verd
 
 
 def _exact_match(candidate: Candidate, answer: Answer, config: JudgeConfig) -> Verdict | None:
-    # Normalised, -3 is 3, 1.5 is 15, and the letter A is an article, nothing: the rules of these tasks know better.
-    if candidate.task == "number" and final_number(answer.text) is not None:
+    # Normalised, -3 is 3, 1,5 is 15, and the letter A is an article, nothing: the rules of these tasks know better.
+    if candidate.task == "number" and re.search(r"\d", answer.text):
         return None
     if candidate.task == "multiple_choice" and choice_letter(answer.text) is not None:
         return None
@@ -141,7 +143,9 @@ def _contains_gold(candidate: Candidate, answer: Answer, config: JudgeConfig) ->
         return None
     n_words = len(normalised_words(answer.text))
     for gold in candidate.golds:
-        if contains(answer.text, gold) and n_words - len(normalised_words(gold)) <= config.max_extra_words:
+        is_short = n_words - len(normalised_words(gold)) <= config.max_extra_words
+        # "It is not in Oslo but in Rome" holds Oslo: what may be a denial is left to the LLM, or undecided.
+        if is_short and contains(answer.text, gold) and not denies(answer.text, gold):
             return Verdict(ACCEPT, "contains_gold", "holds a gold answer")
     return None
 
@@ -149,9 +153,9 @@ def _contains_gold(candidate: Candidate, answer: Answer, config: JudgeConfig) ->
 def _recalls_gold(candidate: Candidate, answer: Answer, config: JudgeConfig) -> Verdict | None:
     if config.min_token_recall is None:
         return None
-    recall = token_recall(answer.text, candidate.golds)
-    if recall >= config.min_token_recall:
-        return Verdict(ACCEPT, "token_recall", "recalls the gold's words")
+    for gold in candidate.golds:
+        if token_recall(answer.text, [gold]) >= config.min_token_recall and not denies(answer.text, gold):
+            return Verdict(ACCEPT, "token_recall", "recalls the gold's words")
     return None
 
 

@@ -92,6 +92,10 @@ def decide(folders: Mapping[str, Path], config: PromotionConfig, *, is_current: 
         for kind, what in (("benchmark", "general"), ("task", "of the task (an in-domain test split)"))
         if not any(check.kind == kind for check in checks)
     ]
+    missing += [
+        f"{name}: no metric of which more is better has a score, so that no loss could be seen"
+        for name in _blind(folders)
+    ]
     reasons = [*missing, *(check.reason for check in failed)]
     outcome = "kept" if reasons else "promoted"
     if is_current:
@@ -101,6 +105,12 @@ def decide(folders: Mapping[str, Path], config: PromotionConfig, *, is_current: 
         against = "the base and the adapter promoted until now" if CURRENT in folders else "the base"
         reasons = [f"no worse than {against} on all of {len(checks)} checks"]
     return Decision(outcome, config.arm, CURRENT if CURRENT in folders else BASE, config.confidence, reasons, checks)
+
+
+def _blind(folders: Mapping[str, Path]) -> list[str]:
+    """What was measured by metrics alone that no check can go by."""
+    keys = [key for key in keys_of(folders) if key.family != "task-out"]
+    return sorted({key.benchmark for key in keys} - {key.benchmark for key in keys if key.primary})
 
 
 def _checks(folders: Mapping[str, Path], config: PromotionConfig) -> Iterator[Check]:

@@ -14,7 +14,7 @@ from tasks.store import Ref
 logger = logging.getLogger(__name__)
 
 
-@step(version=1)
+@step(version=2)
 def promote(
     ctx: Context, *, config: PromotionConfig, adapter: Ref, scores_base: Ref, scores_arm: Ref,
     current: Ref | None = None, scores_current: Ref | None = None,

@@ -122,7 +122,8 @@ def drift(arms: Sequence[Arm]) -> str | None:
             colour = next(look(arms)[arm.name][0] for arm, _, _ in placed if arm.policy == policy)
             axes.plot(*zip(*line, strict=True), color=colour, linewidth=1, alpha=0.6)
         for arm, estimate, general in placed:
-            value, low, high = estimate.value or 0.0, estimate.low or 0.0, estimate.high or 0.0
+            value = estimate.value or 0.0
+            low, high = (value if end is None else end for end in (estimate.low, estimate.high))
             at = value, 100 * general.delta
             _point(axes, arms, arm, at, xerr=[[value - low], [high - value]], yerr=_arms_of(general))
         axes.axhline(0, color=_TEXT, linewidth=0.8, linestyle=":")

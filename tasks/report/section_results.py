@@ -50,8 +50,8 @@ _PRIMARY_CAPTION = (
     "out, not counted as wrong."
 )
 _OTHER_CAPTION = (
-    "Not part of any average, not adjusted and so not marked. Lower is better for over_refusal. Abstention precision "
-    "has no paired change: each model is scored on the items that it refused itself."
+    "Not part of any average, not adjusted and so not marked. Lower is better for over_refusal, and where it is said. "
+    "Abstention precision has no paired change: each model is scored on the items that it refused itself."
 )
 _LEAKED_CAPTION = (
     "Leaked refusals: share of benchmark answers that are refusals, in percent; lower is better. They are part of the "
@@ -148,7 +148,7 @@ def _score_cell(score: Score, confidence: float) -> Cell:
 def _change(change: Comparison, mark: str) -> list[str]:
     if change.delta is None:
         return ["no item was scored for both"]
-    seen = f"{signed(change.delta)} {interval(change.low, change.high, sign=True)}{mark}"
+    seen = f"{signed(change.delta)} {interval(change.low, change.high, sign=True) or '(no interval)'}{mark}"
     return [seen, f"MDD {share(change.detectable)}, n {count(change.n_pairs)}"]
 
 

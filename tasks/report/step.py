@@ -14,7 +14,7 @@ from tasks.store import Ref
 logger = logging.getLogger(__name__)
 
 
-@step(version=3)
+@step(version=4)
 def report(ctx: Context, *, recipe: RunConfig, **artifacts: Ref) -> None:
     """Write report.html, report.md and report.json.
 

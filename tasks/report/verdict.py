@@ -9,7 +9,7 @@ from tasks.report.judged import Acceptance
 from tasks.report.measured import BASE, Arm, Contrast, Measured
 from tasks.report.spent import Made
 from tasks.report.wording import interval, listed, p_value, percent, policy_name, rate, signed
-from tasks.statistics import Average
+from tasks.statistics import MIN_CLUSTERS, Average
 
 LOW_ACCEPTANCE, HIGH_ACCEPTANCE = 0.05, 0.95
 LOW_COVERAGE = 0.9
@@ -29,9 +29,9 @@ def verdict(measured: Measured, *, confidence: float) -> list[str]:
         sentences.append("; ".join(_outcome(arm, alpha) for arm in controls) + ".")
         sentences += [_difference(c, arms, alpha) for c in _of_interest(measured, controls)]
     if not any(arm.task for arm in measured.arms):
-        sentences.append("No in-domain task split was measured: nothing can be said about what was gained.")
+        sentences.append(_untold(measured, "task-in", "in-domain task split", "what was gained"))
     if not any(arm.general for arm in measured.arms):
-        sentences.append("No general benchmark was measured: nothing can be said about forgetting.")
+        sentences.append(_untold(measured, "general", "general benchmark", "forgetting"))
     if len(measured.arms) > len(best):
         sentences.append(_choice(measured, best))
     for policy in measured.best:
@@ -52,6 +52,14 @@ def _of_interest(measured: Measured, arms: Sequence[Arm]) -> list[Contrast]:
     return [contrast for contrast in measured.contrasts if contrast.best and contrast.arm in names]
 
 
+def _untold(measured: Measured, family: str, what: str, about: str) -> str:
+    """Why there is no average of a family."""
+    changes = [s.change for arm in measured.arms for s in arm.scores if s.key.primary and s.key.family == family]
+    is_scored = any(change and change.delta is not None for change in changes)
+    why = "has groups of items enough for a test" if is_scored else "was measured"
+    return f"No {what} {why}: nothing can be said about {about}."
+
+
 def _outcome(arm: Arm, alpha: float) -> str:
     parts = []
     if arm.task:
@@ -59,7 +67,7 @@ def _outcome(arm: Arm, alpha: float) -> str:
     if arm.general:
         parts.append(f"changed general benchmarks by {_points(arm.general)} on average{_doubt(arm.general, alpha)}")
     elif not parts:
-        parts.append("has no scores")
+        parts.append("has no scores that could be tested")
     return f"{policy_name(arm.policy)} ({arm.name}) {' and '.join(parts)}"
 
 
@@ -151,7 +159,8 @@ def warnings(
 ) -> list[str]:
     """What should make a reader careful, most serious first."""
     judge = (*audit_warnings(audits), *_judge(acceptance))
-    return [*_accounting(steps), *judge, *_unscored(measured), *_power(measured)]
+    scores = (*_unscored(measured), *_few_groups(measured), *_in_no_average(measured))
+    return [*_accounting(steps), *judge, *scores, *_power(measured)]
 
 
 def _accounting(steps: Sequence[Made]) -> Iterator[str]:
@@ -185,6 +194,31 @@ def _unscored(measured: Measured) -> Iterator[str]:
             n = estimate.n + estimate.n_missing
             if score.key.primary and (n == 0 or estimate.n_missing / n > MANY_UNSCORED):
                 yield f"{model}: {estimate.n_missing:,} of {n:,} items of {score.key.benchmark} have no score."
+
+
+def _few_groups(measured: Measured) -> Iterator[str]:
+    untested: dict[tuple[str, str], list[str]] = {}
+    fewest: dict[str, int] = {}
+    for arm, score in ((each, score) for each in measured.arms for score in each.scores):
+        change, name = score.change, score.key.benchmark
+        if change is None or change.delta is None or not score.key.primary:
+            continue
+        if change.standard_error is None:
+            why = "its items are one group" if change.n_clusters == 1 else "all of its groups changed by the same"
+            untested.setdefault((name, why), []).append(arm.name)
+        elif change.n_clusters < MIN_CLUSTERS and change.test != "McNemar exact":
+            fewest[name] = min(fewest.get(name, MIN_CLUSTERS), change.n_clusters)
+    for (name, why), arms in untested.items():
+        yield f"{name}: {why}. For {listed(arms)} it has no interval and no test, and is left out of the averages."
+    for name, n in fewest.items():
+        yield f"{name}: only {n} independent groups of items; with fewer than {MIN_CLUSTERS}, intervals are too narrow."
+
+
+def _in_no_average(measured: Measured) -> Iterator[str]:
+    keys = [score.key for score in measured.base]
+    for name in dict.fromkeys(key.benchmark for key in keys):
+        if not any(key.primary for key in keys if key.benchmark == name):
+            yield f"{name}: of each of its metrics less is better, so no average has it and no promotion looks at it."
 
 
 def _power(measured: Measured) -> Iterator[str]:

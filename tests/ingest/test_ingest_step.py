@@ -124,6 +124,24 @@ def test_when_nothing_is_left_the_biggest_reason_comes_first(run, write):
     assert caught.value.exit_code == 2
 
 
+UNMATCHED = [
+    ("multiple_choice", "gold_without_letter", ["C", "(B)", "A. Rome"], ["2", "Rome", "c"], "answers as A, B, C"),
+    ("number", "gold_without_number", ["12", "-.5", "so it is\n#### 7"], ["twelve", "1.000.000"], "answers in digits"),
+]
+
+
+@pytest.mark.parametrize(("task", "reason", "good", "bad", "next_action"), UNMATCHED)
+def test_golds_that_no_answer_could_match_are_dropped_and_named(run, write, task, reason, good, bad, next_action):
+    rows = [{"question": f"What is {i}?", "answer": gold} for i, gold in enumerate([*good, *bad])]
+    rows.append({"question": "What of two?", "answer": [bad[0], good[0]]})
+    found = run({"path": write("a.jsonl", rows), "task": task})
+    assert found.counts[f"dropped.{reason}"] == len(bad)
+    assert len(found.rows) == len(good) + 1
+    assert f"dropped.{reason}" not in run({"path": write("open.jsonl", rows), "task": "open"}).counts
+    with pytest.raises(DataError, match=f"no row is left, dropped for: {reason} {len(bad)}.*{next_action}"):
+        run({"path": write("bad.jsonl", rows[len(good) : -1]), "task": task})
+
+
 def test_without_a_training_row_the_step_fails(run, write):
     with pytest.raises(DataError, match="no training row: all 5 rows are in the test split"):
         run({"path": write("a.jsonl", ROWS[:5]), "split": "test"})

@@ -82,7 +82,10 @@ def test_refusing_is_right_exactly_where_there_is_no_answer(text, answerable, ex
         ("seven", "7", "reject"),
         # All of these are the same once punctuation is dropped.
         ("-3", "3", "reject"),
+        ("−3", "3", "reject"),
         ("1.5", "15", "reject"),
+        ("1,5", "15", "reject"),
+        ("1.000.000", "1000000", "reject"),
         ("10", "1", "reject"),
     ],
 )
@@ -97,6 +100,7 @@ NUMBERS = {
     "-$3": Fraction(-3), "0.5": Fraction(1, 2), "7.0": Fraction(7), "12": Fraction(12), "1234": Fraction(1234),
     "3": Fraction(3), "15": Fraction(15), "1.5": Fraction(3, 2), "1, then 2, so 3": Fraction(3),
     "#### 7\nThat was 8 less": Fraction(7), "5 - 3 = 2": Fraction(2), "12%": Fraction(12), "0": Fraction(0),
+    "−3": Fraction(-3), ".5": Fraction(1, 2), "$.50": Fraction(1, 2), "1.5e3": Fraction(1500), "1 1/2": Fraction(3, 2),
 }  # fmt: skip
 
 
@@ -138,6 +142,25 @@ def test_an_answer_that_holds_a_known_wrong_one_is_rejected_though_it_holds_the_
 @pytest.mark.parametrize(("n_extra", "expected"), [(2, ("accept", "contains_gold")), (3, ("unjudged", None))])
 def test_an_answer_that_holds_the_gold_may_be_longer_by_so_many_words(n_extra, expected):
     assert state("Oslo " + "word " * n_extra, config=JudgeConfig(max_extra_words=2)) == expected
+
+
+DENIALS = [
+    ("It is not in Oslo but in Rome.", "Oslo"),
+    ("She didn’t move to Oslo.", "Oslo"),
+    ("Rome rather than Oslo.", "Oslo"),
+    ("No, there is no doubt about it: yes.", "no"),
+    ("No doubt about it: yes.", "no"),
+]
+
+
+@pytest.mark.parametrize(("text", "gold"), DENIALS)
+def test_what_may_deny_the_gold_is_not_accepted_for_holding_it(text, gold):
+    assert state(text, gold) == ("unjudged", None)
+    assert state(text, gold, config=JudgeConfig(min_token_recall=1.0)) == ("unjudged", None)
+
+
+def test_a_denied_gold_leaves_the_other_golds_their_chance():
+    assert state("He was found not guilty.", "guilty", "not guilty") == ("accept", "contains_gold")
 
 
 def test_holding_the_gold_counts_only_where_the_recipe_says_so():

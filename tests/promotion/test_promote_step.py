@@ -178,6 +178,13 @@ def test_a_benchmark_or_a_task_that_was_not_measured_keeps_it_back(store: Store)
         assert said in found["reasons"][0]
 
 
+def test_a_benchmark_that_no_check_can_go_by_keeps_it_back(store: Store) -> None:
+    found = {**BASE, ("general", "wikitext", "word_perplexity (lower is better)"): right(500)}
+    decision = decide(store, found, base=found)
+    assert decision["outcome"] == "kept"
+    assert "wikitext: no metric of which more is better" in decision["reasons"][0]
+
+
 def test_items_that_belong_together_widen_the_bound(store: Store) -> None:
     # 10 items more lost than gained, each change shared by the 10 items of a cluster.
     arm: Scores = {**BASE, MMLU: [*right(600)[:560], *[0.0] * 40, *[1.0] * 30, *right(0, 370)]}

@@ -16,6 +16,7 @@ from tasks.config import RunConfig
 from tasks.report import report, summary_rows
 from tasks.report.judged import cut
 from tasks.report.pages import fenced, inert
+from tasks.scores import LOWER_MARK
 from tasks.statistics import mcnemar
 from tasks.step import Planned
 
@@ -94,6 +95,38 @@ def test_an_arm_without_any_score_is_shown_with_its_count(run: Run, tmp_path: Pa
     assert found["measured"]["arms"][1]["task"] is None
     assert "ssr: 100 of 100 items of gsm8k have no score." in found["warnings"]
     assert "100 unscored" in (out / "report.html").read_text()
+
+
+def test_items_that_are_one_group_are_named_and_stay_out_of_the_verdict(run: Run, tmp_path: Path) -> None:
+    graded = ("general", "graded", "acc_norm")
+    for name, task in (("base", 0.5), ("0", 0.9), ("1", 0.8), ("2", 0.7)):
+        run.put_scores(name, {TASK: [task], graded: [0.1 * i + (0.02 * i * i if name == "0" else 0) for i in range(5)]})
+    out = run.report(tmp_path / "out")
+    found = _numbers(out)
+    change = _score(found["measured"]["arms"][0], "task:lab", "modified_recall")["change"]
+    assert (change["delta"], change["p_value"]) == (pytest.approx(0.4), None)
+    assert [arm["task"] for arm in found["measured"]["arms"]] == [None] * 3
+    assert "No in-domain task split has groups of items enough for a test: nothing can be said" in str(found["verdict"])
+    assert (
+        "task:lab: its items are one group. For sft, ssr and ssr-slow it has no interval and no test, and is left out "
+        "of the averages."
+    ) in found["warnings"]
+    assert (
+        "graded: only 5 independent groups of items; with fewer than 20, intervals are too narrow."
+        in (found["warnings"])
+    )
+    assert "+40.0 (no interval)" in (out / "report.html").read_text()
+
+
+def test_a_benchmark_of_which_less_is_better_is_shown_and_in_no_average(run: Run, tmp_path: Path) -> None:
+    bias = ("general", "crows_pairs", f"pct_stereotype{LOWER_MARK}")
+    for name, ones in (("base", 50), ("0", 90), ("1", 60), ("2", 60)):
+        run.put_scores(name, {TASK: zeros_and_ones(ones, 100), bias: zeros_and_ones(ones, 100)})
+    found = _numbers(run.report(tmp_path / "out"))
+    sft = found["measured"]["arms"][0]
+    assert _score(sft, "crows_pairs", bias[2])["estimate"]["value"] == 0.9
+    assert sft["general"] is None
+    assert any(text.startswith("crows_pairs: of each of its metrics less is better") for text in found["warnings"])
 
 
 def test_precision_of_refusals_has_no_paired_change(run: Run, tmp_path: Path) -> None:

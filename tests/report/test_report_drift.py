@@ -89,6 +89,15 @@ def test_answers_without_any_score_have_no_drift_and_never_0(tmp_path: Path) -> 
     assert found.unscored == {"cut_off": 3}
 
 
+def test_drift_of_one_answer_has_a_value_and_no_interval(run: Run, tmp_path: Path) -> None:
+    found = found_in(tmp_path, drift_row(0, 0.5, 0.8)).per_token
+    assert (found.value, found.low, found.high) == (pytest.approx(0.3), None, None)
+    scores = {TASK: zeros_and_ones(90, 100), MMLU: zeros_and_ones(80, 100)}
+    run.put_scores("0", scores, drift=[drift_row(0, 0.5, 0.8)])
+    page = (run.report(tmp_path / "out") / "report.md").read_text()
+    assert "| sft | 0.300 | 10.0 |" in page
+
+
 def test_an_arm_without_any_score_is_shown_so(run: Run, tmp_path: Path) -> None:
     scores = {TASK: zeros_and_ones(90, 100), MMLU: zeros_and_ones(80, 100)}
     run.put_scores("0", scores, drift=[drift_row(i, 0, None) for i in range(3)])

@@ -14,7 +14,7 @@ from pydantic import Field, SecretStr
 from tasks.errors import ConfigError
 
 _VARIABLES = {
-    "endpoint_url": ("AWS_ENDPOINT_URL",),
+    "endpoint_url": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
     "region": ("AWS_REGION", "AWS_DEFAULT_REGION"),  # S3 libraries disagree about which of them they read
     "access_key_id": ("AWS_ACCESS_KEY_ID",),
     "secret_access_key": ("AWS_SECRET_ACCESS_KEY",),

@@ -356,24 +356,42 @@ def deploy(
     infra: Annotated[
         Literal["process", "docker", "kubernetes", "ecs"], typer.Option(help="What the workers start for a step.")
     ] = "process",
-    store: StoreOption = ".ssr",
+    store: Annotated[
+        str | None,
+        typer.Option(
+            envvar="SSR_STORE",
+            help="Folder or s3://bucket/prefix of the artifacts; default: as it is on the server, at first .ssr.",
+        ),
+    ] = None,
     store_access: Annotated[
         str | None, typer.Option(help="Keep the AWS_* variables of here in a block of this name, for the workers.")
     ] = None,
-    recipe: Annotated[str, typer.Option(help="Shipped recipe that the schedules run.")] = "nightly",
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="What the schedules run: a shipped recipe, or a YAML file. It replaces what people filled in "
+            "there; default: as it is on the server, at first nightly."
+        ),
+    ] = None,
     image: Annotated[str | None, typer.Option(help="Containers of the CPU pool; without a tag: this commit's.")] = None,
     gpu_image: Annotated[str | None, typer.Option(help="Containers of the GPU pool, likewise.")] = None,
     gpu_limit: Annotated[
         int | None, typer.Option(min=1, help="Steps on the GPU pool at a time; default: as it is, at first 1.")
     ] = None,
-    run_limit: Annotated[int, typer.Option(min=1, help="Runs of the pipeline at a time; more wait.")] = 1,
+    run_limit: Annotated[
+        int | None, typer.Option(min=1, help="Runs of the pipeline at a time, more wait; default: likewise.")
+    ] = None,
     dead_after_seconds: Annotated[
         int, typer.Option(help="Silence after which a run counts as crashed; at least three heartbeats.")
     ] = 540,
     check_store: Annotated[bool, typer.Option(help="Write to the store from here first.")] = True,
     as_json: JsonOption = False,
 ) -> None:
-    """Put pools, deployments, schedules and the rest on the Prefect server, or bring them up to date."""
+    """Put pools, deployments, schedules and the rest on the Prefect server, or bring them up to date.
+
+    What people have set there stays (defaults of a pool, what a schedule runs
+    and when) unless an option here names it. It is listed as kept.
+    """
     from flows.deploy import deploy as deploy_to
     from flows.target import Target
 
@@ -384,7 +402,7 @@ def deploy(
         return
     table = Table("what", "name", "", box=None)
     for change in changes:
-        style = "dim" if change.outcome == "unchanged" else "green"
+        style = {"unchanged": "dim", "kept": "yellow"}.get(change.outcome, "green")
         table.add_row(change.what, escape(change.name), f"[{style}]{change.outcome}[/]")
     console.print(table)
     console.print(

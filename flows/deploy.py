@@ -1,8 +1,9 @@
 """`ssr deploy`: make a Prefect server hold what `deployments/` says, and tell what that changed.
 
-In order: work pools and their queues, the block with the store's credentials, the automation for dead workers, the
-deployments of `prefect.yaml`. What is as wanted already is not touched, so that it can run again at any time: a
-schedule that somebody paused stays paused, runs that are scheduled stay scheduled, and so does a paused automation.
+In order: work pools and their queues, the block with the store's credentials, the automations for dead workers, the
+deployments of `prefect.yaml`. What is as wanted already is not touched, so that it can run again at any time: runs that
+are scheduled stay scheduled. And what people have set on the server stays: defaults of a pool, what a schedule runs and
+when, what is paused. Only what the target names wins over that. What stays though ours differs is told.
 
 Not covered: starting workers, building images, and removing what an older version deployed.
 """
@@ -16,9 +17,20 @@ import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.settings import PREFECT_API_URL
 
-from flows.deployed import put_deployment
-from flows.pools import QUEUES, check_pools, put_access, put_automation, put_pool, put_queue
-from flows.target import Change, Target, fill_in
+from flows.deployed import as_on_server, put_deployment
+from flows.pools import (
+    QUEUES,
+    check_pools,
+    dead_worker_automation,
+    never_began_automation,
+    put_access,
+    put_automation,
+    put_pool,
+    put_queue,
+    start_seconds,
+    templates,
+)
+from flows.target import Change, Target, fill_in, store_for_workers
 from tasks.errors import ConfigError, SsrError
 from tasks.store import open_store
 
@@ -27,21 +39,30 @@ def deploy(target: Target, *, check_store: bool = True) -> list[Change]:
     """Create or update everything, in the order in which one thing needs another.
 
     Raises:
-        ConfigError: A setting is wrong, there is no server, or a pool is of another type.
+        ConfigError: A setting is wrong, there is no server, or a pool is of another type or too small.
         StoreError: The store cannot be written from here.
         SsrError: The server refused something.
     """
-    content = fill_in(target)
+    given = target.given()
     with _server() as client:
+        target = as_on_server(client, target)
+        content = fill_in(target)
         if check_store:
-            open_store(target.store).preflight()
+            open_store(store_for_workers(target)).preflight()
         found = check_pools(client, target)
+        merged = templates(target, found)
+        seconds = start_seconds(target.infra, [one.template for one in merged.values()])
         return [
-            *(put_pool(client, name, pool, target) for name, pool in found.items()),
-            *(put_queue(client, pool, name) for pool, queues in QUEUES.items() for name in queues),
+            *(change for name, one in merged.items() for change in put_pool(client, name, found[name], one, target)),
+            *(put_queue(client, pool, name, found[pool]) for pool, queues in QUEUES.items() for name in queues),
             *([put_access(target.store_access)] if target.store_access else []),
-            put_automation(client, target),
-            *(put_deployment(client, entry, content["pull"]) for entry in content["deployments"]),
+            put_automation(client, dead_worker_automation(target.dead_after_seconds)),
+            put_automation(client, never_began_automation(seconds)),
+            *(
+                change
+                for entry in content["deployments"]
+                for change in put_deployment(client, entry, content["pull"], given)
+            ),
         ]
 
 

@@ -1,7 +1,13 @@
-"""The deployments of `prefect.yaml` on a Prefect server, and their schedules."""
+"""The deployments of `prefect.yaml` on a Prefect server, and their schedules.
+
+What runs, and where, is ours. What it runs with is the server's once it is there: parameters, schedules, job variables
+of somebody's own. Only what `ssr deploy` is told by name replaces it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Set
+from dataclasses import replace
 from typing import Any
 
 from prefect.client.orchestration import SyncPrefectClient
@@ -14,14 +20,39 @@ from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
 from pydantic_core import to_jsonable_python
 
-from flows.target import Change, Json
+from flows.pool_changes import differing as differing_paths
+from flows.recipes import shipped
+from flows.target import Change, Json, Target
 from tasks.errors import ConfigError
 
+PARENT = "rehearsal-pipeline/nightly"
 _ENTRY = {"name", "entrypoint", "work_pool", "parameters", "tags", "version", "concurrency_limit", "schedules"}
 _SCHEDULE = {"slug", "schedule", "parameters", "active"}
 
 
-def put_deployment(client: SyncPrefectClient, entry: Json, pull: list[Json]) -> Change:
+def as_on_server(client: SyncPrefectClient, target: Target) -> Target:
+    """The target with what it leaves open as it is on the server."""
+    try:
+        found = client.read_deployment_by_name(PARENT)
+    except ObjectNotFound:
+        return target
+    limit = found.global_concurrency_limit
+    run = found.parameters.get("run") or {}
+    recipe = run.get("recipe")
+    return replace(
+        target,
+        store=target.store or found.parameters.get("store"),
+        recipe=target.recipe or (recipe if recipe in shipped() else None),
+        run_limit=target.run_limit or (limit.limit if limit else None),
+    )
+
+
+def put_deployment(client: SyncPrefectClient, entry: Json, pull: list[Json], given: Set[str]) -> list[Change]:
+    """Create or update one.
+
+    Args:
+        given: Parameters that are to be as in the entry, whatever they are on the server.
+    """
     if unknown := entry.keys() - _ENTRY:
         raise ConfigError(f"prefect.yaml, {entry['entrypoint']}: {', '.join(sorted(unknown))} has no effect here.")
     flow: Flow[..., Any] = load_flow_from_entrypoint(entry["entrypoint"], use_placeholder_flow=False)
@@ -32,20 +63,43 @@ def put_deployment(client: SyncPrefectClient, entry: Json, pull: list[Json]) -> 
     except ObjectNotFound:
         schedules = [DeploymentScheduleCreate(**schedule) for schedule in _schedules(entry, [])]
         client.create_deployment(client.create_flow_from_name(flow.name), entry["name"], **wanted, schedules=schedules)
-        return Change("deployment", name, "created")
+        return [Change("deployment", name, "created")]
+    ours = wanted
+    wanted = {
+        **ours,
+        "parameters": {**ours["parameters"], **_left(found.parameters, given)},
+        "job_variables": _job_variables(ours["job_variables"], found.job_variables or {}),
+    }
+    kept = [
+        Change("left as it is", f"{name}: {path}", "kept")
+        for key in ("parameters", "job_variables")
+        for path in differing_paths(ours[key], wanted[key], key)
+    ]
     differing = {key: value for key, value in wanted.items() if _as_json(value) != _as_json(_found(found, key))}
     if differing.keys() & {
         "work_pool_name",
         "work_queue_name",
     }:  # the server looks for a queue in the pool sent with it
         differing |= {key: wanted[key] for key in ("work_pool_name", "work_queue_name")}
-    schedules_wanted = _schedules(entry, found.schedules)
+    schedules_wanted = _schedules(entry, found.schedules, given)
+    kept += [
+        Change("left as it is", f"{name}: schedule {path}", "kept")
+        for path in _kept_of_schedules(_schedules(entry, []), schedules_wanted)
+    ]
     if _by_slug(schedules_wanted) != _by_slug([schedule.model_dump() for schedule in found.schedules]):
         differing["schedules"] = [DeploymentScheduleUpdate(**schedule) for schedule in schedules_wanted]
-    if not differing:
-        return Change("deployment", name, "unchanged")
-    client.update_deployment(found.id, DeploymentUpdate(**differing))
-    return Change("deployment", name, "updated")
+    if differing:
+        client.update_deployment(found.id, DeploymentUpdate(**differing))
+    return [Change("deployment", name, "updated" if differing else "unchanged"), *kept]
+
+
+def _left(parameters: Json, given: Set[str]) -> Json:
+    return {name: value for name, value in parameters.items() if name not in given}
+
+
+def _job_variables(ours: Json, found: Json) -> Json:
+    """Ours, image and heartbeat among them, and those that somebody added."""
+    return {**found, **ours, "env": {**(found.get("env") or {}), **ours["env"]}}
 
 
 def _wanted(flow: Flow[..., Any], entry: Json, pull: list[Json]) -> Json:
@@ -75,22 +129,31 @@ def _found(deployment: DeploymentResponse, key: str) -> Any:  # Any: whatever a 
     return found or [] if key == "pull_steps" else found
 
 
-def _schedules(entry: Json, there: list[DeploymentSchedule]) -> list[Json]:
-    """Those of the file, active or not as they are on the server, and those that people have made there."""
-    active = {schedule.slug: schedule.active for schedule in there}
-    ours: list[Json] = [
-        {
-            "slug": one["slug"],
-            "schedule": CronSchedule(cron=one["cron"], timezone=one["timezone"]),
-            "parameters": one.get("parameters", {}),
-            "active": active.get(one["slug"], one["active"]),
-        }
-        for one in entry.get("schedules", [])
-    ]
+def _schedules(entry: Json, there: list[DeploymentSchedule], given: Set[str] = frozenset()) -> list[Json]:
+    """Those of the file, as they are on the server but for the given parameters, and those that people made there."""
+    by_slug = {schedule.slug: schedule.model_dump(include=_SCHEDULE) for schedule in there}
+    ours: list[Json] = []
+    for one in entry.get("schedules", []):
+        parameters = one.get("parameters", {})
+        schedule = CronSchedule(cron=one["cron"], timezone=one["timezone"])
+        new = {"slug": one["slug"], "schedule": schedule, "parameters": parameters, "active": one["active"]}
+        found = by_slug.get(one["slug"], new)
+        told = {name: value for name, value in parameters.items() if name in given}
+        ours.append({**found, "parameters": {**_left(found["parameters"], given), **told}})
     slugs = {one["slug"] for one in ours}
     # The server replaces the whole list where one schedule has no slug, and the UI makes them without.
     others = [schedule.model_dump(include=_SCHEDULE) for schedule in there if schedule.slug not in slugs]
     return ours + others
+
+
+def _kept_of_schedules(ours: list[Json], wanted: list[Json]) -> list[str]:
+    """What of our schedules is not as in the file; a paused one is no news."""
+    there = _by_slug(wanted)
+    return [
+        path
+        for slug, one in _by_slug(ours).items()
+        for path in differing_paths({**one, "active": there[slug]["active"]}, there[slug], slug)
+    ]
 
 
 def _by_slug(schedules: list[Json]) -> Json:

@@ -10,7 +10,7 @@ when a form is read (`flows.run`).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -135,6 +135,25 @@ class RunForm(FormPart):
             # Said for a command and a file; who fills in a form knows neither.
             said = str(error).replace(f"{path}: ", "").removeprefix("recipe: ").replace("--set ", "")
             raise ConfigError(f"recipe {self.recipe}: {said}") from error
+
+
+def form_of(recipe: RunConfig) -> dict[str, Any]:
+    """The form of a recipe that is not shipped, without where its steps run: every section of it as a line.
+
+    Raises:
+        ConfigError: The form would not give that recipe again.
+    """
+    said = {name: getattr(recipe, name) for name in RunConfig.model_fields if name not in ("name", "execution")}
+    width = {f"execution.{name}": getattr(recipe.execution, name) for name in ("workers", "threads")}
+    form: dict[str, Any] = {
+        "recipe": "nightly",
+        "name": recipe.name,
+        "overrides": [line(key, value) for key, value in {**said, **width}.items()],
+    }
+    made = RunForm.model_validate({**form, "execution": recipe.execution.steps}).to_recipe()
+    if made != recipe:
+        raise ConfigError(f"recipe {recipe.name}: cannot be written into the form of a run. Use a shipped recipe.")
+    return form
 
 
 def _refuse_absent(force: list[StepName], recipe: RunConfig) -> None:

@@ -75,8 +75,8 @@ class EvaluatePart(FormPart):
         json_schema_extra={"uniqueItems": True},
     )  # fmt: skip
     limit: int | None = Field(
-        default=None, gt=0, title="Items a benchmark",
-        description="For a quick look: use only the first so many. Empty: as the recipe says.",
+        default=None, gt=0, title="Items a task",
+        description="For a quick look: only the first so many of each (MMLU is 57 tasks). Empty: as the recipe says.",
     )  # fmt: skip
     max_task_rows: int | None = Field(
         default=None, gt=0, title="Test rows",

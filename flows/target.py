@@ -14,20 +14,23 @@ from prefect.settings import get_current_settings
 from prefect.utilities.dockerutils import parse_image_tag
 from prefect.utilities.templating import apply_values, find_placeholders
 
+from flows.form import form_of
 from flows.recipes import shipped
+from tasks.config import load_recipe
 from tasks.errors import ConfigError
 
 Infra = Literal["process", "docker", "kubernetes", "ecs"]
-Outcome = Literal["created", "updated", "unchanged"]
+Outcome = Literal["created", "updated", "unchanged", "kept"]
 Json = dict[str, Any]  # Any: JSON values
 
 FOLDER = Path(__file__).parents[1] / "deployments"
+_STORE, _RECIPE = ".ssr", "nightly"
 _SHORTEST_HEARTBEAT_SECONDS = 30  # Prefect's own limit
 _HEARTBEATS = 3  # a window with fewer declares runs dead that live
 
 
 class Change(NamedTuple):
-    """One thing on the server, and what became of it."""
+    """One thing on the server, and what became of it; `kept` is what somebody has changed there, and stays."""
 
     what: str
     name: str
@@ -39,23 +42,29 @@ class Target:
     """What is deployed where.
 
     Attributes:
-        store: URI of the store as workers see it.
-        store_access: Name of the block with the store's credentials; None: workers have their own.
+        store: URI of the store as workers see it; None, here and below: as it is on the server, at first a default.
+        store_access: Name of the block with the store's credentials; "": workers have their own.
         image: Image of the CPU pool's containers; without a tag, that of the commit. Containers only, as gpu_image.
-        gpu_limit: Steps on the GPU pool at a time; None: as it is on the server, else one.
+        recipe: What the schedules run: a shipped recipe, or a YAML file. It replaces what people filled in there.
+        gpu_limit: Steps on the GPU pool at a time.
         run_limit: Runs of the pipeline at a time; more wait.
         dead_after_seconds: Without a sign of life for so long, a run is declared crashed.
     """
 
     infra: Infra = "process"
-    store: str = ".ssr"
+    store: str | None = None
     store_access: str | None = None
     image: str | None = None
     gpu_image: str | None = None
-    recipe: str = "nightly"
+    recipe: str | None = None
     gpu_limit: int | None = None
-    run_limit: int = 1
+    run_limit: int | None = None
     dead_after_seconds: int = 540
+
+    def given(self) -> set[str]:
+        """The parameters of a run that the target names, which are to win over what is on the server."""
+        named = {"run": self.recipe, "store": self.store, "store_access": self.store_access}
+        return {name for name, value in named.items() if value is not None}
 
     def heartbeat_seconds(self) -> int:
         """How often a run gives a sign of life: as Prefect is set, unless the window is too short for that.
@@ -85,40 +94,60 @@ def fill_in(target: Target) -> Json:
     """
     path = FOLDER / "prefect.yaml"
     content: Json = yaml.safe_load(path.read_text())
-    values = _values(target)
+    form = _form(target.recipe or _RECIPE)
+    values = _values(target) | {"recipe": form["recipe"]}
     if unknown := {found.full_match for found in find_placeholders(content)} - {f"{{{{ {name} }}}}" for name in values}:
         raise ConfigError(f"{path}: no value for {', '.join(sorted(unknown))}. Known: {', '.join(values)}.")
-    return apply_values(content, {name: value for name, value in values.items() if value is not None})
+    filled = apply_values(content, {name: value for name, value in values.items() if value is not None})
+    for entry in filled["deployments"]:
+        for one in (entry, *entry.get("schedules", [])):
+            if "run" in one.get("parameters", {}):
+                one["parameters"]["run"] |= form
+    return filled
+
+
+def _form(recipe: str) -> Json:
+    """What names a recipe in the form of a run. A file's content is written into it: workers do not see the file."""
+    if recipe in shipped():
+        return {"recipe": recipe}
+    if Path(recipe).suffix not in (".yaml", ".yml"):
+        raise ConfigError(
+            f"--recipe {recipe}: no such recipe. Shipped: {', '.join(shipped())}; or give a YAML file of your own."
+        )
+    return form_of(load_recipe(Path(recipe), []))
 
 
 def _values(target: Target) -> dict[str, str | int | None]:
-    if target.recipe not in shipped():
-        raise ConfigError(f"--recipe {target.recipe}: no such recipe. Shipped: {', '.join(shipped())}.")
     contained = target.infra != "process"
     given = [f"--{name.replace('_', '-')}" for name in ("image", "gpu_image") if getattr(target, name)]
     if given and not contained:
         raise ConfigError(f"{given[0]} has no effect with --infra process. Remove it, or give another --infra.")
     return {
-        "recipe": target.recipe,
-        "store": _store_for_workers(target),
+        "store": store_for_workers(target),
         "store_access": target.store_access,
         "image": _tagged(target.image or "ssr-flow", "") if contained else None,
         "gpu_image": _tagged(target.gpu_image or "ssr-gpu-worker", "-cuda") if contained else None,
         "version": _commit() or metadata.version("selective-self-rehearsal"),
         "heartbeat_seconds": str(target.heartbeat_seconds()),
-        "run_limit": target.run_limit,
+        "run_limit": target.run_limit or 1,
     }
 
 
-def _store_for_workers(target: Target) -> str:
-    if "://" in target.store:
-        return target.store
+def store_for_workers(target: Target) -> str:
+    """The store as every worker finds it.
+
+    Raises:
+        ConfigError: They would not.
+    """
+    store = target.store or _STORE
+    if "://" in store:
+        return store
     if target.infra != "process":
         raise ConfigError(
-            f"--store {target.store}: containers do not see a folder of this machine. Give one that every worker "
+            f"--store {store}: containers do not see a folder of this machine. Give one that every worker "
             "reaches, such as s3://bucket/prefix."
         )
-    return str(Path(target.store).expanduser().absolute())  # a worker runs a flow in a folder of its own
+    return str(Path(store).expanduser().absolute())  # a worker runs a flow in a folder of its own
 
 
 def _tagged(image: str, variant: str) -> str:

@@ -20,7 +20,15 @@ VARIABLES = re.findall(r"\$\{(\w+)(:?[-?])?", TEXT)
 SECRET = re.compile(r"PASSWORD|SECRET|TOKEN|ACCESS_KEY|AUTH_STRING")
 
 ONE_SHOT = {name for name, service in SERVICES.items() if service["restart"] == "no"}
-WORKERS = {name: service for name, service in SERVICES.items() if "worker" in service.get("command", [])}
+
+
+def words(service: dict[str, Any]) -> list[str]:
+    """The command of a service; where it is one string, a variable in braces is a word."""
+    command = service.get("command", [])
+    return command if isinstance(command, list) else re.findall(r"\$\{(?:[^{}]|\$\{\w+\})*\}|\S+", command)
+
+
+WORKERS = {name: service for name, service in SERVICES.items() if "worker" in words(service)}
 
 
 def option(command: list[str], name: str) -> str:
@@ -91,8 +99,8 @@ def test_a_secret_has_no_default_and_a_missing_one_stops_compose() -> None:
 
 def test_a_command_line_holds_no_secret() -> None:
     for service in SERVICES.values():
-        words = " ".join([*service.get("command", []), *service["healthcheck"].get("test", [])])
-        assert not SECRET.search(words)
+        said = " ".join([*words(service), *service["healthcheck"].get("test", [])])
+        assert not SECRET.search(said)
 
 
 def test_the_example_names_every_variable_and_gives_no_secret() -> None:
@@ -156,6 +164,18 @@ def test_the_workers_serve_the_pools_of_the_deployments() -> None:
     assert pools == {option(service["command"], "--pool") for service in WORKERS.values()}
 
 
+def test_a_worker_whose_pool_can_hold_parents_has_no_limit_of_its_own() -> None:
+    # It would die with all runs in it when a killed one comes back, and parents could fill it while their steps wait.
+    (parents,) = (service for service in WORKERS.values() if option(service["command"], "--pool") == "ssr-cpu")
+    assert "--limit" not in parents["command"]
+
+
+def test_the_stack_leaves_what_its_schedules_run_as_it_is_unless_it_is_told() -> None:
+    """A recipe that is given replaces what people have filled in, and this runs whenever the stack is started."""
+    *_, store, last = words(SERVICES["deploy"])
+    assert (store, last) == ("${SSR_STORE:-s3://ssr/store}", "${SSR_RECIPE:+--recipe ${SSR_RECIPE}}")
+
+
 def test_every_prefect_variable_is_a_setting_of_this_prefect() -> None:
     from prefect.settings import Settings
     from prefect.settings.legacy import _get_valid_setting_names
@@ -176,11 +196,11 @@ def test_a_password_with_characters_that_mean_something_in_an_address_reaches_th
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "n_words"), [("cpu-worker", 3), ("prefect-server", 3), ("migrate", 4)])
+@pytest.mark.parametrize(("name", "n_words"), [("cpu-worker", 3), ("prefect-server", 3), ("migrate", 4), ("deploy", 2)])
 def test_the_options_in_a_command_are_options_of_this_prefect(name: str, n_words: int) -> None:
-    tool, *words = SERVICES[name]["command"]
-    command = [str(Path(sys.executable).with_name(tool)), *words[: n_words - 1], "--help"]
+    tool, *rest = words(SERVICES[name])
+    command = [str(Path(sys.executable).with_name(tool)), *rest[: n_words - 1], "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    options = [word for word in words if word.startswith("--")]
+    options = re.findall(r"(?:^|[\s+])(--[a-z-]+)", " ".join(rest))
     assert options
     assert [option for option in options if f"{option} " not in done.stdout] == []

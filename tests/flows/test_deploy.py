@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import os
@@ -16,12 +17,18 @@ import pytest
 from prefect.client.schemas.objects import StateType
 from prefect.server.schemas.actions import validate_base_job_template
 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.states import AwaitingConcurrencySlot, AwaitingRetry, Late, Scheduled
 from prefect.utilities.templating import find_placeholders
+from prefect.workers.base import BaseJobConfiguration
 
 from flows.access import S3Access, use_access
 from flows.deploy import deploy
-from flows.pools import QUEUES, dead_worker_automation, job_template
+from flows.form import RunForm
+from flows.pool_changes import keep_changes
+from flows.pools import QUEUES, dead_worker_automation, job_template, never_began_automation, start_seconds
+from flows.recipes import RECIPES
 from flows.target import Infra, Target, fill_in
+from tasks.config import load_recipe
 from tasks.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -104,6 +111,102 @@ def test_pods_on_gpu_nodes_have_shared_memory_a_model_cache_and_a_way_onto_the_n
     assert all("secretRef" in source for source in pod["containers"][0]["envFrom"])
 
 
+@pytest.mark.parametrize("pool", QUEUES)
+def test_a_docker_worker_hands_on_the_keys_it_has_and_an_empty_one_for_those_it_lacks(pool, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "of-the-hub")
+    monkeypatch.delenv("AWS_SESSION_TOKEN", raising=False)
+    nobody: Any = object()  # in place of a client: nothing in a template asks the server
+    found = asyncio.run(BaseJobConfiguration.from_template_and_values(job_template("docker", pool), {}, client=nobody))
+    assert found.env["HF_TOKEN"] == "of-the-hub"
+    assert found.env["AWS_SESSION_TOKEN"] == ""
+
+
+# --- what people have changed on a pool ---
+
+
+def changed(template: Any, **defaults: Any) -> Any:
+    """A template as the form of the UI hands it back: every variable with a default, null where its field is empty."""
+    properties = {
+        name: {**one, "default": defaults.get(name, one.get("default"))}
+        for name, one in template["variables"]["properties"].items()
+    }
+    return {**template, "variables": {**template["variables"], "properties": properties}}
+
+
+def defaults(template: Any) -> Any:
+    return {name: one.get("default") for name, one in template["variables"]["properties"].items()}
+
+
+@pytest.mark.parametrize(("infra", "pool"), TEMPLATES)
+def test_a_template_that_nobody_changed_stays_as_it_is(infra, pool):
+    first = keep_changes(job_template(infra, pool), {})
+    assert validate_base_job_template(first.template) == first.template
+    assert keep_changes(job_template(infra, pool), first.template) == first
+
+
+def test_what_people_have_set_on_a_pool_stays_and_is_named():
+    ours = job_template("ecs", "ssr-gpu")
+    there = changed(keep_changes(ours, {}).template, cluster="theirs", execution_role_arn="arn:theirs")
+    kept = keep_changes(ours, there)
+    assert sorted(kept.names) == ["cluster", "execution_role_arn"]
+    assert (defaults(kept.template)["cluster"], defaults(kept.template)["execution_role_arn"]) == (
+        "theirs",
+        "arn:theirs",
+    )
+    assert keep_changes(ours, kept.template) == kept, "and the next time"
+
+
+def test_a_new_default_of_ours_arrives_unless_somebody_has_set_another():
+    old = job_template("docker", "ssr-gpu")
+    there = keep_changes(old, {}).template
+    environment = {**defaults(old)["env"], "HTTPS_PROXY": "theirs", "SSR_CACHE": "/theirs"}
+    del environment["AWS_SESSION_TOKEN"]
+    there = changed(there, networks=["theirs"], env=environment)
+    new = changed(old, shm_size="16g", networks=["ours"], env={**defaults(old)["env"], "NEW": "ours"})
+    kept = keep_changes(new, there)
+    found = defaults(kept.template)
+    assert (found["shm_size"], found["networks"]) == ("16g", ["theirs"])
+    assert (found["env"]["NEW"], found["env"]["HTTPS_PROXY"], found["env"]["SSR_CACHE"]) == (
+        "ours",
+        "theirs",
+        "/theirs",
+    )
+    assert "AWS_SESSION_TOKEN" not in found["env"]
+    assert sorted(kept.names) == ["env.AWS_SESSION_TOKEN", "env.HTTPS_PROXY", "env.SSR_CACHE", "networks"]
+
+
+def test_a_default_that_somebody_emptied_stays_empty():
+    ours = job_template("docker", "ssr-cpu")
+    kept = keep_changes(ours, changed(keep_changes(ours, {}).template, volumes=None))
+    assert kept.names == ["volumes"]
+    assert "default" not in kept.template["variables"]["properties"]["volumes"]
+
+
+def test_a_job_configuration_that_somebody_changed_stays_with_its_variables():
+    ours = job_template("kubernetes", "ssr-cpu")
+    there = keep_changes(ours, {}).template
+    there = json.loads(json.dumps(there))
+    there["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]["priorityClassName"] = "{{ priority }}"
+    there["variables"]["properties"]["priority"] = {"type": "string", "default": "low"}
+    kept = keep_changes(ours, there)
+    assert kept.names == ["job_configuration"]
+    assert kept.template["job_configuration"] == there["job_configuration"]
+    assert defaults(kept.template)["priority"] == "low"
+    assert validate_base_job_template(kept.template) == kept.template
+
+
+def test_on_a_pool_without_a_record_what_differs_stays_and_what_is_new_arrives():
+    old = json.loads(json.dumps(job_template("docker", "ssr-cpu")))
+    del old["variables"]["properties"]["env"]["default"]["HF_TOKEN"]
+    del old["variables"]["properties"]["volumes"]
+    old["job_configuration"] = {"image": "{{ image }}"}
+    kept = keep_changes(job_template("docker", "ssr-cpu"), changed(old, mem_limit="8g"))
+    assert kept.names == ["mem_limit"]
+    assert defaults(kept.template)["env"]["HF_TOKEN"] == "{{ $HF_TOKEN }}"
+    assert defaults(kept.template)["volumes"] == defaults(job_template("docker", "ssr-cpu"))["volumes"]
+    assert kept.template["job_configuration"] == job_template("docker", "ssr-cpu")["job_configuration"]
+
+
 # --- what is deployed ---
 
 
@@ -125,6 +228,20 @@ def test_what_the_target_leaves_open_is_left_out():
     parent = fill_in(Target(store="s3://bucket/prefix"))["deployments"][0]
     assert parent["parameters"].keys() == {"run", "store"}
     assert "image" not in parent["work_pool"]["job_variables"]
+
+
+def test_a_recipe_of_ones_own_is_written_into_the_form(tmp_path):
+    file = tmp_path / "own.yaml"
+    file.write_text((RECIPES / "demo.yaml").read_text().replace("name: demo\n", ""))
+    parent = fill_in(Target(store="s3://b/p", recipe=str(file)))["deployments"][0]
+    runs = [one["parameters"]["run"] for one in (parent, *parent["schedules"]) if one.get("parameters")]
+    assert len(runs) == 2
+    for run in runs:
+        form = RunForm.model_validate(run)
+        wanted = load_recipe(file, ["execution.steps=deployments"])
+        assert form.to_recipe() == wanted
+        assert (form.name, form.execution) == ("own", "deployments")
+    assert runs[1]["force"] == ["train", "evaluate"]
 
 
 def test_every_step_is_deployed_once_and_models_run_on_the_gpu_pool():
@@ -163,6 +280,7 @@ def test_images_without_a_tag_get_the_commit(monkeypatch):
     ("settings", "message"),
     [
         ({"recipe": "dmeo"}, "--recipe dmeo: no such recipe. Shipped: demo"),
+        ({"recipe": "own/dmeo.yaml"}, "own/dmeo.yaml: no such recipe"),
         ({"image": "flow:abc"}, "--image has no effect with --infra process"),
         ({"infra": "docker", "store": ".ssr"}, "--store .ssr: containers do not see a folder"),
         ({"infra": "ecs", "store": "s3://b/p", "image": "flow:latest"}, "latest does not tell what ran"),
@@ -190,16 +308,29 @@ def test_a_window_shorter_than_three_of_the_heartbeats_that_prefect_is_set_to_is
             Target(dead_after_seconds=179).heartbeat_seconds()
 
 
-def test_a_run_that_has_ended_or_waits_is_not_taken_for_dead():
-    trigger = dead_worker_automation(540).trigger
+@pytest.mark.parametrize("automation", [dead_worker_automation(540), never_began_automation(600)])
+def test_a_run_that_has_ended_or_waits_is_not_taken_for_dead(automation):
+    trigger = automation.trigger
     terminal = {StateType.COMPLETED, StateType.FAILED, StateType.CANCELLED, StateType.CRASHED}
     assert trigger.expect >= {f"prefect.flow-run.{state.value.title()}" for state in terminal}
-    assert trigger.expect >= {"prefect.flow-run.heartbeat", "prefect.flow-run.AwaitingRetry"}
+    waiting = {Scheduled().name, AwaitingRetry().name, AwaitingConcurrencySlot().name, Late().name}
+    assert trigger.expect >= {f"prefect.flow-run.{name}" for name in waiting}
+    assert trigger.expect >= {"prefect.flow-run.heartbeat", *trigger.after}
     assert trigger.for_each == {"prefect.resource.id"}
 
 
-def test_deployed_runs_carry_the_tag_that_the_automation_looks_for():
-    related = dead_worker_automation(540).trigger.match_related
+@pytest.mark.parametrize("infra", get_args(Infra))
+def test_a_run_may_take_longer_to_begin_than_its_pool_lets_it(infra):
+    pools = [job_template(infra, pool) for pool in QUEUES]
+    limits = [defaults(pool).get("pod_watch_timeout_seconds", 0) for pool in pools]
+    assert start_seconds(infra, pools) >= max(600, *limits)
+    patient = [changed(pool, pod_watch_timeout_seconds=7200) for pool in pools]
+    assert (start_seconds(infra, patient) > 7200) == (infra == "kubernetes")
+
+
+@pytest.mark.parametrize("automation", [dead_worker_automation(540), never_began_automation(600)])
+def test_deployed_runs_carry_the_tag_that_the_automation_looks_for(automation):
+    related = automation.trigger.match_related
     [(_, tag)] = [leaf for leaf in leaves(related.model_dump()) if "tag." in str(leaf[1])]
     tags = list(itertools.chain.from_iterable(e["tags"] for e in fill_in(Target(store="s3://b/p"))["deployments"]))
     assert {f"prefect.tag.{name}" for name in tags} == {tag}
@@ -207,8 +338,8 @@ def test_deployed_runs_carry_the_tag_that_the_automation_looks_for():
 
 # --- access ---
 
-AWS = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY",
-       "AWS_SESSION_TOKEN")  # fmt: skip
+AWS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID",
+       "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")  # fmt: skip
 
 
 def test_variables_that_a_worker_handed_on_empty_are_unset(monkeypatch):
@@ -217,6 +348,16 @@ def test_variables_that_a_worker_handed_on_empty_are_unset(monkeypatch):
     use_access("")
     assert "AWS_DEFAULT_REGION" not in os.environ
     assert os.environ["AWS_ACCESS_KEY_ID"] == "mine"
+
+
+@pytest.mark.parametrize("variable", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
+def test_the_endpoint_of_an_access_is_found_under_both_names_and_replaces_both(variable, monkeypatch):
+    for name in AWS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {variable: "http://s3", "AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "mine"}.items():
+        monkeypatch.setenv(name, value)
+    found = S3Access.from_environment().to_environment()
+    assert found["AWS_ENDPOINT_URL"] == found["AWS_ENDPOINT_URL_S3"] == "http://s3"
 
 
 def test_access_without_a_secret_in_the_environment_is_refused(monkeypatch):

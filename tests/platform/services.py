@@ -197,17 +197,23 @@ class Worker:
 
 @contextmanager
 def worker(
-    server: Server, pool: str, *, name: str, env: Mapping[str, str] | None = None, limit: int | None = None
-) -> Iterator[Worker]:
-    """A process worker of a pool that exists, once the server has heard from it."""
+    server: Server, pool: str, *, name: str, env: Mapping[str, str] | None = None, queue: str = "",
+    log: Path | None = None,
+) -> Iterator[Worker]:  # fmt: skip
+    """A process worker of a pool that exists, once the server has heard from it.
+
+    Args:
+        queue: Takes runs from this one alone.
+        log: Where its log stays; None: nowhere.
+    """
     folder = Path(tempfile.mkdtemp(prefix=f"ssr-worker-{name}-"))
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process", "--name", name]
-    command += ["--limit", str(limit)] if limit else []
+    command += ["--work-queue", queue] if queue else []
     own = {
         **_clean_environment(), **server.env, "PREFECT_HOME": str(folder), "PREFECT_WORKER_QUERY_SECONDS": "2",
         "PREFECT_WORKER_HEARTBEAT_SECONDS": "5", **(env or {}),
     }  # fmt: skip
-    log = folder / "worker.log"
+    log = log or folder / "worker.log"
     try:
         with _running(command, log, env=own, cwd=folder) as process:
 

@@ -19,11 +19,7 @@ PARENT = "rehearsal-pipeline/nightly"
 Json = dict[str, Any]  # Any: JSON values
 N_ROWS, N_NEW_ROWS = 200, 10
 DEAD_AFTER_SECONDS = 90  # three heartbeats of 30 s, the shortest there is
-SECRETS = {
-    "AWS_SECRET_ACCESS_KEY": "s3-secret-that-must-not-leak",
-    "HF_TOKEN": "hub-secret-that-must-not-leak",
-    "SSR_TEST_API_KEY": "engine-secret-that-must-not-leak",
-}
+SECRETS = {"AWS_SECRET_ACCESS_KEY": "s3-secret-that-must-not-leak", "HF_TOKEN": "hub-secret-that-must-not-leak"}
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 
@@ -74,8 +70,10 @@ class Runs:
     def set_defaults(self, **parameters: Any) -> None:
         self.server.ask(f"/deployments/{self.deployment['id']}", {"parameters": parameters}, "PATCH")
 
-    def start(self, **parameters: Any) -> str:
-        made = self.server.ask(f"/deployments/{self.deployment['id']}/create_flow_run", {"parameters": parameters})
+    def start(self, *, queue: str = "", **parameters: Any) -> str:
+        """A run now; with a queue of its own, which is made if need be, only a worker of that queue takes it."""
+        body = {"parameters": parameters, **({"work_queue_name": queue} if queue else {})}
+        made = self.server.ask(f"/deployments/{self.deployment['id']}/create_flow_run", body)
         return str(made["id"])
 
     def all(self) -> set[str]:
@@ -227,11 +225,21 @@ class Stage:
         }  # fmt: skip
 
     @contextmanager
-    def workers(self, *machines: str, pool: str = "ssr-cpu", endpoint: str = "") -> Iterator[list[Worker]]:
-        """A worker on each machine."""
+    def workers(
+        self, *machines: str, pool: str = "ssr-cpu", endpoint: str = "", queue: str = ""
+    ) -> Iterator[list[Worker]]:
+        """A worker on each machine; their logs stay in the folder."""
+        logs = self.folder / "logs"
+        logs.mkdir(exist_ok=True)
+        n_before = len(list(logs.iterdir()))
         with ExitStack() as stack:
             yield [
                 # Without a limit: a worker that has one dies when a run comes back right after it was killed.
-                stack.enter_context(worker(self.server, pool, name=name, env=self.env(name, endpoint)))
-                for name in machines
-            ]
+                stack.enter_context(
+                    worker(
+                        self.server, pool, name=name, env=self.env(name, endpoint), queue=queue,
+                        log=logs / f"{n_before + i}-{name}.log",
+                    )
+                )
+                for i, name in enumerate(machines)
+            ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -18,7 +19,7 @@ from services import ROOT, Server, postgres, prefect_server, wait_for
 
 from flows.access import use_access
 from flows.deploy import deploy
-from flows.pools import AUTOMATION
+from flows.pools import AUTOMATION, never_began_automation
 from flows.target import Change, Target, fill_in
 from tasks.errors import ConfigError
 
@@ -39,7 +40,8 @@ def platform() -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Target:
-    return Target(store=str(tmp_path_factory.mktemp("store")), store_access="team", gpu_limit=2)
+    store = str(tmp_path_factory.mktemp("store"))
+    return Target(store=store, store_access="team", recipe="nightly", gpu_limit=2, run_limit=1)
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +67,29 @@ def here(platform: Server, first: list[Change], monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setenv(name, value)
     with temporary_settings({PREFECT_API_URL: platform.api_url}):
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def stuck(platform: Server, first: list[Change]) -> Json:
+    """Runs whose worker dies with no sign of life, started before all tests: they are declared dead meanwhile.
+
+    One that never begins; one that began, crashed, and is tried again at once, in vain; one that lives.
+    """
+    quick = never_began_automation(10).model_copy(update={"name": "test: the same, soon"})
+    platform.ask("/automations/", quick.model_dump(mode="json"))
+    lives = {"never": ["PENDING"], "again": ["PENDING", "RUNNING", "CRASHED", "SCHEDULED", "PENDING"],
+             "lives": ["PENDING", "RUNNING"]}  # fmt: skip
+    step = deployments(platform)["train/step"]["id"]
+    parameters = {
+        "fingerprint": "f", "step": "train", "label": "l", "store": "s", "sections": {}, "inputs": {}, "identity": {}
+    }  # fmt: skip
+    runs = {}
+    for name, states in lives.items():
+        runs[name] = platform.ask(f"/deployments/{step}/create_flow_run", {"parameters": parameters})["id"]
+        for state in states:
+            said = platform.ask(f"/flow_runs/{runs[name]}/set_state", {"state": {"type": state}})
+            assert said["status"] == "ACCEPT", said
+    return runs
 
 
 def touched(changes: list[Change]) -> set[str]:
@@ -100,7 +125,7 @@ def everything(platform: Server) -> Json:
 def test_the_first_deployment_creates_everything(first):
     assert {change.outcome for change in first} == {"created"}
     assert Counter(change.what for change in first) == {
-        "work pool": 2, "work queue": 3, "block": 1, "automation": 1, "deployment": 12,
+        "work pool": 2, "work queue": 3, "block": 1, "automation": 2, "deployment": 12,
     }  # fmt: skip
 
 
@@ -166,6 +191,64 @@ def test_a_change_is_made_and_a_schedule_that_was_paused_by_hand_stays_paused(pl
         for slug, active in (("nightly", True), ("weekly-full", False)):
             platform.ask(f"/deployments/{parent['id']}/schedules/{by_slug[slug]}", {"active": active}, method="PATCH")
         deploy(target)
+
+
+def test_what_people_have_set_stays_until_an_option_names_it(platform, target):
+    parent = deployments(platform)[PARENT]
+    nightly = next(one for one in parent["schedules"] if one["slug"] == "nightly")
+    pool = platform.ask("/work_pools/ssr-gpu")["base_job_template"]
+    shipped_pool = copy.deepcopy(pool)
+    pool["variables"]["properties"]["env"]["default"] = {"HTTPS_PROXY": "theirs"}
+    theirs = {"run": {"recipe": "demo", "data": {"limit": 7}}}
+    train = deployments(platform)["train/step"]
+    variables = {**train["job_variables"], "stream_output": False}
+    filled_in = {**parent["parameters"], "run": {**parent["parameters"]["run"], "data": {"path": "/theirs"}}}
+    schedule = {"schedule": {"cron": "15 4 * * *", "timezone": "Europe/Berlin"}, "parameters": theirs}
+    platform.ask("/work_pools/ssr-gpu", {"base_job_template": pool}, method="PATCH")
+    platform.ask(f"/deployments/{parent['id']}", {"parameters": filled_in}, method="PATCH")
+    platform.ask(f"/deployments/{parent['id']}/schedules/{nightly['id']}", schedule, method="PATCH")
+    platform.ask(f"/deployments/{train['id']}", {"job_variables": variables}, method="PATCH")
+    before = everything(platform)
+    try:
+        untold = replace(target, store=None, recipe=None, run_limit=None, gpu_limit=None)
+        changes = deploy(untold)
+        assert everything(platform) == before
+        assert touched(changes) == {
+            "ssr-gpu: env.HTTPS_PROXY: kept",
+            f"{PARENT}: parameters.run.data: kept",
+            f"{PARENT}: schedule nightly.schedule.cron: kept",
+            f"{PARENT}: schedule nightly.schedule.timezone: kept",
+            f"{PARENT}: schedule nightly.parameters.run: kept",
+            "train/step: job_variables.stream_output: kept",
+        }
+        deploy(replace(untold, recipe="demo"))
+        told = deployments(platform)[PARENT]
+        assert told["parameters"]["run"] == {"recipe": "demo", "execution": "deployments"}
+        [again] = [one for one in told["schedules"] if one["slug"] == "nightly"]
+        assert (again["parameters"], again["schedule"]["cron"]) == ({}, "15 4 * * *")
+        assert told["parameters"]["store"] == target.store
+    finally:
+        shipped = {"schedule": {"cron": "0 1 * * *", "timezone": "UTC"}}
+        platform.ask(f"/deployments/{parent['id']}/schedules/{nightly['id']}", shipped, method="PATCH")
+        platform.ask("/work_pools/ssr-gpu", {"base_job_template": shipped_pool}, method="PATCH")
+        platform.ask(f"/deployments/{train['id']}", {"job_variables": train["job_variables"]}, method="PATCH")
+        deploy(target)
+
+
+def test_runs_that_wait_for_their_steps_leave_a_place_on_a_pool_with_a_limit(platform, target):
+    platform.ask("/work_pools/ssr-cpu", {"concurrency_limit": 1}, method="PATCH")
+    try:
+        with pytest.raises(ConfigError, match="work pool ssr-cpu has a limit of 1"):
+            deploy(target)
+        platform.ask("/work_pools/ssr-cpu", {"concurrency_limit": 4}, method="PATCH")
+        assert touched(deploy(target)) == {"ssr-cpu/parents: updated"}
+        assert touched(deploy(target)) == set()
+        queues = platform.ask("/work_pools/ssr-cpu/queues/filter", {})
+        limits = {queue["name"]: queue["concurrency_limit"] for queue in queues}
+        assert (limits["parents"], limits["steps"]) == (3, None)
+    finally:
+        platform.ask("/work_pools/ssr-cpu", {"concurrency_limit": None}, method="PATCH")
+        platform.ask("/work_pools/ssr-cpu/queues/parents", {"concurrency_limit": None}, method="PATCH")
 
 
 def test_a_schedule_that_somebody_added_survives(platform, target):
@@ -249,3 +332,21 @@ def test_a_store_that_cannot_be_written_is_refused_before_anything_is_changed(pl
     with pytest.raises(Exception, match="the store cannot be used"):
         deploy(replace(target, store=str(blocked / "store")))
     assert everything(platform) == before
+
+
+def test_a_run_whose_worker_died_before_it_began_is_declared_crashed_and_can_be_tried_again(platform, stuck):
+    def read(name: str) -> Json:
+        return platform.ask(f"/flow_runs/{stuck[name]}")
+
+    def state(name: str) -> Json:
+        return read(name)["state"]
+
+    for name in ("never", "again"):
+        wait_for(
+            f"{name} to be declared dead", lambda name=name: "not begun" in str(state(name)["message"]), seconds=30
+        )
+        assert state(name)["type"] == "CRASHED"
+        assert read(name)["end_time"], "else a parent that is tried again would wait for this one"
+        retried = {"state": {"type": "SCHEDULED", "name": "AwaitingRetry"}}
+        assert platform.ask(f"/flow_runs/{stuck[name]}/set_state", retried)["status"] == "ACCEPT"
+    assert state("lives")["type"] == "RUNNING"

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pytest
 from browser import browser
 from s3 import Call, S3Proxy
-from stage import DEAD_AFTER_SECONDS, Bucket, Stage, form
+from stage import DEAD_AFTER_SECONDS, Bucket, Json, Stage, form
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +23,7 @@ class Dead(NamedTuple):
 
     Attributes:
         paid: Rows that the first had paid for by then.
-        states: What the server thought of them right after.
+        states: What the server thought of each right after.
     """
 
     generating_run: str
@@ -35,10 +35,17 @@ class Dead(NamedTuple):
 
 
 class Twice(NamedTuple):
-    """Two runs of the same at once, on two machines, over an S3 that fails."""
+    """Two runs of the same at once, on two machines, over an S3 that fails.
+
+    Attributes:
+        runs: As they ended.
+        taken_by: For each run, the machines whose worker says that it took it.
+    """
 
     store: Bucket
     calls: list[Call]
+    runs: list[Json]
+    taken_by: list[list[str]]
 
 
 @contextmanager
@@ -74,6 +81,7 @@ def dead(stage: Stage, undisturbed: str) -> Dead:
         ui.rest()
         generating.wait_for_object("rows/outputs", ".parquet")
         doomed.kill()
+        states = [stage.runs.state(first)]
         ui.open_run(first, "killed")
     stage.runs.set_defaults(**before)
     with proxy_of(stage) as proxy, stage.workers("doomed-2", endpoint=proxy.url) as (doomed,):
@@ -81,7 +89,7 @@ def dead(stage: Stage, undisturbed: str) -> Dead:
         second = stage.runs.start(run=filled_in, store=training.uri)
         training.wait_for_object("work/train", ".complete")
         doomed.kill()
-    states = [stage.runs.state(run) for run in (first, second)]
+        states.append(stage.runs.state(second))
     return Dead(first, second, generating, training, generating.paid(), states)
 
 
@@ -89,16 +97,21 @@ def dead(stage: Stage, undisturbed: str) -> Dead:
 def twice(stage: Stage, dead: Dead) -> Twice:
     """After `dead`, because the automation needs that time to notice the deaths."""
     store = stage.bucket("twice")
-    with proxy_of(stage) as proxy, stage.workers("cpu-1", "cpu-2", endpoint=proxy.url):
+    with (
+        proxy_of(stage) as proxy,
+        # A worker takes every run that it finds, so each has a queue of its own.
+        stage.workers("cpu-1", queue="parents", endpoint=proxy.url) as (one,),
+        stage.workers("cpu-2", queue="others", endpoint=proxy.url) as (other,),
+    ):
         proxy.fail(0.05)
         proxy.slow(0.02)
         filled_in = form(stage.data, stage.model, execution="inline")
-        runs = [stage.runs.start(run=filled_in, store=store.uri) for _ in range(2)]
+        runs = [stage.runs.start(run=filled_in, store=store.uri, queue=queue) for queue in ("parents", "others")]
         store.wait_for_object("rows/outputs", ".parquet")
         proxy.away(20)
-        for run in runs:
-            stage.runs.wait(run)
-    return Twice(store, proxy.calls)
+        ended = [stage.runs.wait(run) for run in runs]
+        taken_by = [[machine.name for machine in (one, other) if run in machine.log.read_text()] for run in runs]
+    return Twice(store, proxy.calls, ended, taken_by)
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +162,9 @@ def test_a_run_whose_machine_died_while_training_goes_on_from_its_checkpoint(
 
 
 def test_two_machines_with_the_same_run_at_once_pay_for_it_once_while_s3_fails(stage: Stage, twice: Twice) -> None:
+    assert twice.taken_by == [["cpu-1"], ["cpu-2"]]
+    first, second = twice.runs
+    assert max(first["start_time"], second["start_time"]) < min(first["end_time"], second["end_time"])
     assert {call.outcome for call in twice.calls} >= {"passed", "500", "503", "reset"}
     assert twice.store.tables() == stage.bucket("main").tables()
     assert set(twice.store.paid().values()) == {1}

@@ -210,13 +210,12 @@ def test_a_server_that_refuses_constraints_is_asked_for_plain_text(
     assert set(server.paid.values()) == {1}
 
 
-@pytest.mark.parametrize("by_chat", [False, True])
-@pytest.mark.parametrize("refused", ["logprobs", "top_logprobs"])
+@pytest.mark.parametrize(
+    ("by_chat", "refused"), [(False, "logprobs"), (True, "logprobs"), (True, "top_logprobs")]  # a field of chats alone
+)  # fmt: skip
 def test_a_server_that_refuses_log_probabilities_is_asked_without_them(
     connection: Connection, reader: PromptReader, by_chat: bool, refused: str
 ) -> None:
-    if refused == "top_logprobs" and not by_chat:
-        pytest.skip("a field of chats alone")
     to = replace(connection, prompts=None) if by_chat else connection
     with FaultyServer(refuses=[refused]) as server:
         replies = ask(to, server, sampling=JUDGING)

@@ -107,7 +107,7 @@ def _run(trainer: SFTTrainer, checkpoint: Path | None, config: TrainConfig) -> N
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except OutOfMemoryError as error:
-        n_rows = trainer.args.per_device_train_batch_size
+        n_rows, said = trainer.args.per_device_train_batch_size, str(error).partition("\n")[0]
         less = (
             "Set train.gradient_checkpointing=true; checkpoints stay." if not config.gradient_checkpointing
             else f"Set train.micro_batch_size={n_rows // 2}; checkpoints stay." if n_rows > 1
@@ -115,7 +115,7 @@ def _run(trainer: SFTTrainer, checkpoint: Path | None, config: TrainConfig) -> N
         )  # fmt: skip
         raise StepError(
             f"train: the GPU's memory does not do for a pass of {n_rows} rows of up to {config.max_length} tokens. "
-            f"{less} ({str(error).splitlines()[0]})"
+            f"{less} ({said})"
         ) from error
 
 

@@ -51,6 +51,8 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	@# All files together: two test modules of one name are seen only here.
+	$(BIN)/python -m pytest --collect-only -qq >/dev/null || $(BIN)/python -m pytest --collect-only
 
 format: install
 	$(BIN)/ruff format .

@@ -23,13 +23,13 @@ import pytest
 import toy
 from toy_steps import here
 
-from tasks.config import AbstentionConfig, EngineConfig, GenerateConfig, JudgeConfig, ModelConfig
+from tasks.config import AbstentionConfig, EngineConfig, GenerateConfig, JudgeConfig, ModelConfig, RewriteConfig
 from tasks.engines import Continuation, Engine, Likelihood, Reply, Request, Sampling, open_engine
 from tasks.engines.remote import RemoteEngine
 from tasks.engines.server import BASE, Record, VllmServer, end_group, end_orphans, find_python, members
 from tasks.engines.transformers import TransformersEngine
 from tasks.errors import ConfigError, DataError, StepError
-from tasks.generate import generate
+from tasks.generate import generate, likelihood, rewrite
 from tasks.judge import judge
 from tasks.lab.corpus import user_message
 from tasks.lab.task import task_rows
@@ -187,6 +187,39 @@ def test_the_steps_get_answers_and_verdicts_from_a_server_by_its_address(
     found = rows(store, verdicts).values()
     assert [row["decided_by"] for row in found] == ["llm"] * len(numbers)
     assert {row["verdict"] for row in found} <= {"accept", "reject"}
+
+
+@pytest.mark.slow
+def test_golds_are_rewritten_and_answers_measured_on_a_server_as_in_process(
+    served: Engine, model: ModelConfig, tmp_path: Path
+) -> None:
+    assert isinstance(served, RemoteEngine)
+    numbers = [f"{i:02}" for i in range(12)]
+    asked = zip(numbers, lab_requests(12), strict=True)
+    examples = [toy.example(number, golds=[f"gold {number}"], messages=one.messages) for number, one in asked]
+    answers = [toy.output(number, f"answer {number}") for number in numbers]
+    # Every other answer is accepted: it is measured, and its gold is not rewritten.
+    verdicts = [toy.verdict(number, "reject" if i % 2 else "accept") for i, number in enumerate(numbers)]
+
+    def made(engine: EngineConfig, folder: Path) -> tuple[dict[str, toy.Row], dict[tuple[str, str], float]]:
+        store = open_store(str(folder))
+        tables = {"examples": examples, "outputs": answers, "verdicts": verdicts}
+        inputs = {name: toy.put(store, name, content) for name, content in tables.items()}
+        writing = RewriteConfig(max_new_tokens=GREEDY.max_new_tokens)
+        written = rows(store, here(rewrite).plan(model=model, engine=engine, config=writing, **inputs))
+        measuring = here(likelihood).plan(model=model, engine=engine, config=GenerateConfig(), **inputs)
+        [path] = store.fetch(measuring.execute(store)).glob("*.parquet")
+        found = pq.read_table(path).to_pylist()
+        return written, {(row["example_id"], row["kind"]): row["base_nll"] for row in found}
+
+    written, measured = made(EngineConfig(kind="openai", urls=tuple(served.connection.urls)), tmp_path / "served")
+    expected, expected_nll = made(EngineConfig(batch_tokens=4_000), tmp_path / "here")
+    assert list(written) == list(expected) == numbers[1::2]
+    same = [number for number in written if written[number]["text"] == expected[number]["text"].rstrip("\ufffd")]
+    assert len(same) >= len(written) - 1
+    assert len({row["text"] for row in written.values()}) > 1, "equal rewrites prove nothing"
+    assert set(measured) == {(n, "gold") for n in numbers} | {(n, "answer") for n in numbers[::2]}
+    assert measured == pytest.approx(expected_nll, abs=1e-2)
 
 
 def rows(store: Store, planned: Planned) -> dict[str, toy.Row]:

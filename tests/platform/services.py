@@ -228,8 +228,8 @@ def worker(
 
 
 def _clean_environment() -> dict[str, str]:
-    """Ours without Prefect's settings; they would reach into the service."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")} | _OFFLINE
+    """Ours without Prefect's settings, which would reach into the service, and without access to any store."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "AWS_"))} | _OFFLINE
 
 
 @contextmanager

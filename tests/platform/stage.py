@@ -33,10 +33,13 @@ def write_rows(folder: Path, *, first: int, n_rows: int) -> None:
     (folder / f"{first:06}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def form(data: Path, model: Path, **more: Any) -> Json:
+def form(data: Path, model: Path, *, promotes: bool = False, **more: Any) -> Json:
     """A form filled in for a run of a minute: one arm, few items, a model of random weights.
 
     Its answers are long and its batches small, so that a test can come in between.
+
+    Args:
+        promotes: The adapter is promoted: a model that is right nowhere loses nothing, with wide margins.
     """
     overrides = {
         "data": {"sources": [{"name": "own", "path": f"{data}/*.jsonl", "task": "open"}], "test_share": 0.1},
@@ -52,6 +55,8 @@ def form(data: Path, model: Path, **more: Any) -> Json:
         "evaluate": {"benchmarks": ["lab_sums"], "limit": 4, "max_task_rows": 4, "max_new_tokens": 4},
         "report.n_bootstrap": 200,
     }
+    if promotes:
+        overrides["promotion"] = {"arm": "ssr", "benchmark_margin": 0.9, "task_margin": 0.9}
     lines = [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
     return {"recipe": "demo", "overrides": lines, **more}
 
@@ -85,9 +90,9 @@ class Runs:
         """The run that somebody has started since."""
         return str(next(iter(wait_for("another run", lambda: self.all() - known, seconds=60))))
 
-    def start_what_is_scheduled(self, form: Json) -> str:
+    def start_what_is_scheduled(self, form: Json, **more: Any) -> str:
         """Bring the next run of the nightly schedule forward to now; it runs with this form."""
-        self.set_defaults(run=form, **{k: v for k, v in self.deployment["parameters"].items() if k != "run"})
+        self.set_defaults(**self.deployment["parameters"] | {"run": form} | more)
         ours = {
             "deployments": {"id": {"any_": [self.deployment["id"]]}},
             "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
@@ -95,7 +100,8 @@ class Runs:
 
         def next_run() -> str | None:
             found = self.server.ask("/flow_runs/filter", {**ours, "sort": "EXPECTED_START_TIME_ASC"})
-            made = [run for run in found if run["auto_scheduled"] and run["parameters"]["run"] == form]
+            wanted = {"run": form, **more}
+            made = [run for run in found if run["auto_scheduled"] and run["parameters"].items() >= wanted.items()]
             return made[0]["id"] if made else None
 
         run = str(wait_for("a scheduled run", next_run, seconds=60))
@@ -217,18 +223,20 @@ class Stage:
     def bucket(self, name: str) -> Bucket:
         return Bucket(self.fs, f"s3://platform/{name}")
 
-    def env(self, machine: str, endpoint: str = "") -> dict[str, str]:
-        """The environment of a worker on a machine of this name."""
-        return {
-            **ENVIRONMENT, **SECRETS, "AWS_ENDPOINT_URL": endpoint or self.endpoint,
-            "SSR_CACHE": str(self.folder / machine), "OMP_NUM_THREADS": "1",
-        }  # fmt: skip
+    def access(self, endpoint: str = "") -> dict[str, str]:
+        """The variables that reach the store, and the other secrets."""
+        return {**ENVIRONMENT, **SECRETS, "AWS_ENDPOINT_URL": endpoint or self.endpoint}
+
+    def env(self, machine: str) -> dict[str, str]:
+        """The environment of a worker on a machine of this name, without access to the store."""
+        return {"SSR_CACHE": str(self.folder / machine), "OMP_NUM_THREADS": "1", "AWS_EC2_METADATA_DISABLED": "true"}
 
     @contextmanager
     def workers(
-        self, *machines: str, pool: str = "ssr-cpu", endpoint: str = "", queue: str = ""
+        self, *machines: str, pool: str = "ssr-cpu", endpoint: str = "", queue: str = "", access: bool = True
     ) -> Iterator[list[Worker]]:
-        """A worker on each machine; their logs stay in the folder."""
+        """A worker on each machine; their logs stay in the folder. Without access, a run needs a block."""
+        shared = self.access(endpoint) if access else {}
         logs = self.folder / "logs"
         logs.mkdir(exist_ok=True)
         n_before = len(list(logs.iterdir()))
@@ -237,7 +245,7 @@ class Stage:
                 # Without a limit: a worker that has one dies when a run comes back right after it was killed.
                 stack.enter_context(
                     worker(
-                        self.server, pool, name=name, env=self.env(name, endpoint), queue=queue,
+                        self.server, pool, name=name, env={**shared, **self.env(name)}, queue=queue,
                         log=logs / f"{n_before + i}-{name}.log",
                     )
                 )

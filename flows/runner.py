@@ -53,6 +53,7 @@ class PrefectRunner:
         self._n_at_a_time = wanted.workers if wanted.body else at_a_time(wanted.workers)
         self._records = _records_of(store)
         self._futures: dict[str, PrefectFuture[Ref]] = {}
+        self._unfinished: list[PrefectFuture[Ref]] = []
         self._refreshed: set[str] = set()
         self.planned: list[Planned] = []
 
@@ -75,10 +76,12 @@ class PrefectRunner:
             for listener in listeners():
                 listener.reused(planned.label, reusable.counts)
         task = step.task(planned, refresh=refresh, records=self._records, body=self._wanted.body)
-        self._futures[fingerprint] = task.submit(
+        future = task.submit(
             **task_parameters(planned, self._store, force=force),
             wait_for=[self._futures[f] for f in waited if f in self._futures],  # not what an earlier run made
         )
+        self._futures[fingerprint] = future
+        self._unfinished.append(future)
         self.planned.append(planned)
         return planned
 
@@ -87,9 +90,9 @@ class PrefectRunner:
         return bool(forced_by(planned, after) & self._wanted.forced) and not made_by_this_run
 
     def _wait_for_a_place(self) -> None:
-        running = [future for future in self._futures.values() if not future.state.is_final()]
-        if len(running) >= self._n_at_a_time:
-            next(iter(as_completed(running)))
+        # By the futures alone: the server hears of a task's end late, and would count one twice, as running and ended.
+        while len(self._unfinished) >= self._n_at_a_time:
+            self._unfinished.remove(next(as_completed(self._unfinished)))
 
     def wait(self) -> None:
         """Wait for every step; then raise what the first failed one raised."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from prefect import flow, task
+from prefect.futures import PrefectConcurrentFuture
+from prefect.states import Pending
 
 from flows.devices import at_a_time, gpu_remarks
 from flows.runner import PrefectRunner, Wanted
@@ -25,44 +29,61 @@ def test_where_there_is_a_gpu_steps_go_one_after_the_other_and_that_is_said(monk
     assert [remark.startswith("execution.workers=4: one step at a time here") for remark in said] == [True] * (n == 1)
 
 
-class Future:
-    """Of a step that is done as soon as somebody waits for it."""
+class Gauge:
+    """How many are inside at a time, at most. Who is inside waits for as many as expected, then a moment for more."""
 
-    def __init__(self) -> None:
-        self.state = SimpleNamespace(is_final=lambda: self.waited_for)
-        self.waited_for = False
+    def __init__(self, expected: int) -> None:
+        self.most, self._now, self._expected, self._change = 0, 0, expected, threading.Condition()
 
-    def wait(self) -> Future:
-        self.waited_for = True
-        return self
+    def __enter__(self) -> None:
+        with self._change:
+            self._now += 1
+            self.most = max(self.most, self._now)
+            self._change.notify_all()
+            self._change.wait_for(lambda: self.most >= self._expected, timeout=30)
+            self._change.wait_for(lambda: self.most > self._expected, timeout=0.2)
 
-
-def unfinished_at_the_end(runner: PrefectRunner, monkeypatch: pytest.MonkeyPatch, n_steps: int) -> int:
-    futures = [Future() for _ in range(n_steps)]
-    monkeypatch.setattr("flows.runner.as_completed", lambda running: iter([running[0].wait()]))
-    monkeypatch.setattr("flows.runner.task_parameters", lambda planned, store, *, force: {})
-    for name, future in zip(map(str, range(n_steps)), futures, strict=True):
-        planned = SimpleNamespace(
-            ref={"fingerprint": name},
-            inputs={},
-            label=name,
-            step=SimpleNamespace(name=name),
-            reusable=lambda store: None,
-        )
-        task = SimpleNamespace(submit=lambda future=future, **options: future)
-        step: Any = SimpleNamespace(plan=lambda label, p=planned: p, task=lambda p, task=task, **options: task)
-        runner(step, name)
-    return sum(not future.waited_for for future in futures)
+    def __exit__(self, *error: object) -> None:
+        with self._change:
+            self._now -= 1
 
 
+def stand_in(name: str, gauge: Gauge) -> Any:
+    """A step of this name whose task does nothing but be unfinished for a while."""
+
+    @task
+    def unfinished() -> None:
+        with gauge:
+            pass
+
+    ref = {"step": name, "fingerprint": name}
+    planned = SimpleNamespace(ref=ref, inputs={}, label=name, step=SimpleNamespace(name=name), reusable=lambda _: None)
+    return SimpleNamespace(plan=lambda label: planned, task=lambda planned, **options: unfinished)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("visible", "body", "n"), [("0", None, 1), ("", None, 3), ("0", lambda **parameters: None, 3)],
     ids=["here, on a GPU", "here, without one", "elsewhere"],
 )  # fmt: skip
-def test_a_run_keeps_as_many_steps_unfinished_as_its_place_allows(tmp_path, monkeypatch, visible, body, n):
+def test_a_run_keeps_as_many_steps_unfinished_as_its_place_allows(
+    tmp_path, monkeypatch, prefect_server, visible, body, n
+):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    runner = PrefectRunner(open_store(str(tmp_path)), Wanted(frozenset(), 0.0, 3, body))
-    assert unfinished_at_the_end(runner, monkeypatch, n_steps=5) == n
+    monkeypatch.setattr("flows.runner.task_parameters", lambda planned, store, *, force: {})
+    # A server that has heard of no end yet, as one under load has not.
+    monkeypatch.setattr(PrefectConcurrentFuture, "state", property(lambda future: Pending()))
+    gauge = Gauge(n)
+
+    @flow
+    def toy() -> None:
+        runner = PrefectRunner(open_store(str(tmp_path)), Wanted(frozenset(), 0.0, 3, body))
+        for name in "abcdefg":
+            runner(stand_in(name, gauge), name)
+        runner.wait()
+
+    toy()
+    assert gauge.most == n
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def put_file(folder: Path, name: str) -> str:
 
 
 def swapped(name: str, model: Path, folder: Path) -> dict[str, Any]:
-    """A shipped recipe with tiny models, in this process, on the files above, with its first two arms."""
+    """A shipped recipe with tiny models, in this process, on the files above, with one arm of each policy."""
     raw = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
     raw["model"]["base"] = str(model)
     raw["engine"] = "transformers"
@@ -110,7 +110,9 @@ def swapped(name: str, model: Path, folder: Path) -> dict[str, Any]:
     raw["judge"]["llm"]["audit"]["n_probes"] = 12
     raw["generate"]["max_new_tokens"] = 6
     raw["train"] |= {"epochs": 1, "micro_batch_size": 4, "max_length": 512, "lora_rank": 4}
-    raw["arms"] = raw["arms"][:2]
+    raw["arms"] = list({arm["policy"]: arm for arm in raw["arms"]}.values())
+    if any(arm["policy"] == "s3ft" for arm in raw["arms"]):
+        raw["rewrite"] = {"max_new_tokens": 6}
     raw["evaluate"] |= {"benchmarks": ["lab_sums"], "limit": 2, "max_task_rows": 4, "max_new_tokens": 6}
     raw["report"]["n_bootstrap"] = 200
     raw["execution"] = {"workers": 1}
@@ -135,21 +137,19 @@ def test_a_shipped_recipe_is_priced_and_runs_to_its_report(
     store = str(tmp_path / "store")
 
     priced = ssr("plan", str(recipe), "--store", store, home=tmp_path / "prefect")
-    lines = {line["work"].split()[0]: line for line in priced["price"]["lines"]}
+    # By its first word, the first that has it: answers are judged before rewrites.
+    lines = {line["work"].split()[0]: line for line in reversed(priced["price"]["lines"])}
     assert {"generate", "judge", "train", "evaluate", "drift"} <= set(lines)
     assert lines["generate"]["rows"] == priced["rows_to_generate"] > 0
     assert lines["judge"]["rows"] == priced["rows"] + 12  # every answer and every probe
-    assert lines["train"]["rows"] == 2 * priced["rows"]
-    assert lines["evaluate"]["rows"] == 3 * (4 + 2)
+    arms = yaml.safe_load(recipe.read_text())["arms"]
+    assert lines["train"]["rows"] == len(arms) * priced["rows"]
+    assert lines["evaluate"]["rows"] == (1 + len(arms)) * (4 + 2)
+    assert ("rewrite" in lines) == any(arm["policy"] == "s3ft" for arm in arms)
     assert all(line["gpu_hours"] >= 0 and line["prompt_tokens"] > 0 for line in lines.values())
     assert priced["price"]["assumptions"]
 
     record = rehearsed(load_recipe(recipe), store)
     assert record["status"] == "completed"
     report = ssr("report", record["run_id"], "--store", store, home=tmp_path / "prefect")
-    assert [arm["name"] for arm in report["measured"]["arms"]] == [arm["name"] for arm in swapped_arms(recipe)]
-
-
-def swapped_arms(recipe: Path) -> list[dict[str, Any]]:
-    arms: list[dict[str, Any]] = yaml.safe_load(recipe.read_text())["arms"]
-    return arms
+    assert [arm["name"] for arm in report["measured"]["arms"]] == [arm["name"] for arm in arms]

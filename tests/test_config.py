@@ -170,6 +170,13 @@ def test_the_last_override_of_a_key_wins(recipe):
     assert load_recipe(recipe, ["train.epochs=3", "train.epochs=4"]).train.epochs == 4
 
 
+def test_an_override_reaches_into_a_section_that_is_written_as_one_value(recipe):
+    recipe.write_text(recipe.read_text() + "engine: vllm\nexecution: deployments\n")
+    found = load_recipe(recipe, ["engine.memory_share=0.5", "execution.workers=3"])
+    assert (found.engine.kind, found.engine.memory_share) == ("vllm", 0.5)
+    assert (found.execution.steps, found.execution.workers) == ("deployments", 3)
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -15,6 +15,7 @@ from tasks.errors import ConfigError
 
 Override = Annotated[str, "a.b=c"]
 _IN_ARMS = {"train.learning_rate": "learning_rate", "train.epochs": "epochs", "train.seed": "train_seed"}
+_ALONE = {"engine": "kind", "execution": "steps"}  # the key that a section may be written as the value of
 
 
 def load_recipe(path: Path, overrides: Iterable[Override] = ()) -> RunConfig:
@@ -58,7 +59,12 @@ def _apply(raw: dict[str, Any], override: Override) -> None:
     *parents, last = key.split(".")
     node: Any = raw  # Any: walks through YAML values
     for parent in parents:
-        node = node[_index(node, parent, override)] if isinstance(node, list) else node.setdefault(parent, {})
+        if isinstance(node, list):
+            node = node[_index(node, parent, override)]
+        else:
+            if parent in _ALONE and isinstance(node.get(parent), str):
+                node[parent] = {_ALONE[parent]: node[parent]}
+            node = node.setdefault(parent, {})
         if not isinstance(node, dict | list):
             raise ConfigError(f"--set {override}: {parent} is a value, it has nothing below it")
     try:

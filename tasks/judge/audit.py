@@ -179,6 +179,7 @@ def expected_wrong(n_accepted: int, n_decided: int, recall: Estimate, false_acce
     """How many of the accepted answers are wrong; see the top of this module for the formula.
 
     The interval takes each rate, and the acceptance rate, at the end of its Wilson interval that is worse, or better.
+    Where the answers contradict a rate of the probes, that rate is any that the answers allow.
     """
     if not n_accepted:
         return Interval(0.0, 0.0, 0.0)
@@ -193,8 +194,9 @@ def expected_wrong(n_accepted: int, n_decided: int, recall: Estimate, false_acce
         share_right = min(1.0, max(0.0, (a - f) / (t - f)))
         return min(float(n_accepted), n_decided * (1 - share_right) * f)
 
-    best = wrong(_low(recall), _low(false_accepts), _high(rate))
-    worst = wrong(_high(recall), _high(false_accepts), _low(rate))
+    # Clipped, such a contradiction would come out as certainty: an interval without any width.
+    best = wrong(_low(recall), 0.0 if _below(rate, false_accepts) else _low(false_accepts), _high(rate))
+    worst = wrong(1.0 if _below(recall, rate) else _high(recall), _high(false_accepts), _low(rate))
     return Interval(
         wrong(recall.value, false_accepts.value, rate.value), best or 0.0,
         float(n_accepted) if worst is None else worst,
@@ -207,6 +209,11 @@ def _low(estimate: Estimate) -> float:
 
 def _high(estimate: Estimate) -> float:
     return 1.0 if estimate.high is None else estimate.high
+
+
+def _below(one: Estimate, other: Estimate) -> bool:
+    """Whether the whole interval of one lies below that of the other."""
+    return _high(one) < _low(other)
 
 
 def _share_right(n_wrong: Interval, n_accepted: int) -> Interval | None:
@@ -250,6 +257,16 @@ def _warnings(line: Line) -> list[str]:
         found.append(f"The judge accepts {100 * lenient.value:.0f} % of the wrong probes: it is lenient.")
     if missed > STRICT_SHARE:
         found.append(f"The judge rejects {100 * missed:.0f} % of the right probes: it is strict.")
+    rate = wilson(line.accepted, line.decided)
+    for contradicts, more, probes, share in (
+        (_below(line.recall, rate), "more", "right", line.recall.value),
+        (_below(rate, lenient), "less", "wrong", lenient.value),
+    ):
+        if contradicts and rate.value is not None and share is not None:
+            found.append(
+                f"The judge accepts {100 * rate.value:.0f} % of the answers, {more} than the {100 * share:.0f} % of "
+                f"the {probes} probes: in this, they do not speak for the answers."
+            )
     n_probes = line.right_accepted + line.right_rejected + line.wrong_accepted + line.wrong_rejected + line.unjudged
     if line.unjudged > 0.1 * n_probes:
         found.append(f"The judge gave no verdict on {line.unjudged} of {n_probes} probes.")

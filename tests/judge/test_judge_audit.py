@@ -98,6 +98,30 @@ def test_a_strict_judge_is_caught_and_named(store, fake):
     assert found["classes"][0]["precision_of_answers"] is None
 
 
+def test_where_more_answers_are_accepted_than_right_probes_wrong_ones_are_not_ruled_out():
+    probes = {True: (15, 5), False: (1, 19)}  # accepted and rejected, of the right and of the wrong ones
+    seen = expected_wrong(74, 74, *(wilson(n, n + m) for n, m in probes.values()))
+    assert (seen.value, seen.low) == (0.0, 0.0)
+    # As if the judge accepted every right answer: the most that the false accepts of the probes allow.
+    acceptance, false_accepts = wilson(74, 74).low, wilson(1, 20).high
+    assert seen.high == pytest.approx(74 * (1 - (acceptance - false_accepts) / (1 - false_accepts)) * false_accepts)
+    assert 1 < seen.high < 3
+
+
+def test_where_fewer_answers_are_accepted_than_wrong_probes_right_ones_are_not_ruled_out():
+    seen = expected_wrong(2, 100, wilson(19, 20), wilson(10, 20))
+    assert (seen.value, seen.low, seen.high) == (2.0, 0.0, 2.0)
+
+
+def test_answers_that_the_probes_do_not_speak_for_are_warned_of(store, fake):
+    at_probes = judge_of(0.6, 0.1)
+    found = audited(store, fake, lambda asked: 0.9 if asked.candidate.endswith("I think.") else at_probes(asked))
+    [strict, warning] = found["audit"]["warnings"]
+    assert "it is strict" in strict
+    assert warning.startswith("The judge accepts 100 % of the answers, more than the ")
+    assert warning.endswith("% of the right probes: in this, they do not speak for the answers.")
+
+
 def test_a_good_judge_is_not_warned_of(store, fake):
     found = audited(store, fake, judge_of(1.0, 0.0))
     assert found["audit"]["warnings"] == []

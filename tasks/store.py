@@ -150,9 +150,9 @@ class Store:
             try:
                 if (folder / entry["name"]).stat().st_size != entry["size"]:
                     return None
-            except FileNotFoundError:
-                return None
-            if file_digest(folder / entry["name"]) != entry["sha256"]:
+                if file_digest(folder / entry["name"]) != entry["sha256"]:
+                    return None
+            except FileNotFoundError:  # or another worker is just putting others in their place
                 return None
         return manifest
 
@@ -229,7 +229,7 @@ class Store:
                 (staged / MANIFEST).write_text(manifest.to_json())
                 share_as(staged / MANIFEST)
                 fsync_folder(staged)
-                self._replace_folder(staged, Path(target))
+                self._replace_folder(staged, Path(target), manifest)
                 return
             self._upload_all(staged, target, manifest)
         except Exception as error:
@@ -245,7 +245,7 @@ class Store:
         at_once(lambda name: self.remote.upload(staged / name, f"{target}/{name}"), names)
         self.remote.write(f"{target}/{MANIFEST}", manifest.to_json().encode())
 
-    def _replace_folder(self, staged: Path, target: Path) -> None:
+    def _replace_folder(self, staged: Path, target: Path, manifest: Manifest) -> None:
         for _ in range(_REPLACE_TRIES):
             try:
                 os.replace(staged, target)
@@ -253,7 +253,13 @@ class Store:
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
-            # Another worker was first, or the old content is damaged or made again by force: ours takes its place.
+            there = self.verified(manifest.step, manifest.fingerprint)
+            if there is not None and there.content_digest == manifest.content_digest:
+                # Another worker was first, or the same was made by force: whoever reads the files goes on reading.
+                with suppress(FileNotFoundError):  # a third worker has just moved it
+                    put_in_place(staged / MANIFEST, target / MANIFEST)
+                    return
+            # The old content is damaged, or made again by force and another: ours takes its place.
             aside = target.with_name(f".staging-old-{uuid.uuid4().hex[:8]}")
             with suppress(FileNotFoundError):  # a third worker has just moved it
                 os.replace(target, aside)

@@ -34,14 +34,15 @@ def local(tmp_path: Path) -> Store:
     return open_store(str(tmp_path / "store"))
 
 
-def publish(store: Store, ref: Ref = REF, **files: str) -> None:
+def publish(store: Store, ref: Ref = REF, *, seconds: float = 0.0, **files: str) -> None:
     """Publish an artifact of text files; `__` in a name stands for a folder."""
     with store.staging(**ref) as out:
         for name, text in files.items():
             path = out / name.replace("__", "/")
             path.parent.mkdir(exist_ok=True)
             path.write_text(text)
-        store.publish(out, Manifest(**ref, identity={"a": 1}, inputs={}, files=describe_files(out)))
+        facts = {"seconds": seconds}
+        store.publish(out, Manifest(**ref, identity={"a": 1}, inputs={}, files=describe_files(out), facts=facts))
 
 
 def object_path(store: Store, name: str) -> str:
@@ -288,6 +289,28 @@ def test_two_workers_that_publish_the_same_step_at_once_both_succeed(local, tmp_
     assert calls, "the old content was never moved: this test shows nothing"
     assert (local.fetch(REF) / "rows").read_text() == "new"
     assert [path.name for path in Path(local.path("steps", "train")).iterdir()] == [REF["fingerprint"]]
+
+
+def test_who_reads_an_artifact_goes_on_reading_while_the_same_is_published_again(local):
+    publish(local, rows="same", adapter__weights="w", seconds=1.0)
+    with open(local.fetch(REF) / "rows") as reading:
+        before = os.stat(local.fetch(REF) / "adapter" / "weights").st_ino
+        publish(local, rows="same", adapter__weights="w", seconds=2.0)
+        assert os.stat(local.fetch(REF) / "rows").st_ino == os.fstat(reading.fileno()).st_ino
+    assert os.stat(local.fetch(REF) / "adapter" / "weights").st_ino == before
+    found = local.verified(**REF)
+    assert found is not None
+    assert found.facts == {"seconds": 2.0}  # the manifest is that of the last
+
+
+def test_an_artifact_that_goes_while_its_files_are_read_is_not_verified(local, monkeypatch):
+    publish(local, rows="old")
+
+    def gone(path: Path) -> str:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr("tasks.store.file_digest", gone)
+    assert local.verified(**REF) is None
 
 
 def test_a_store_below_a_file_fails_the_preflight(tmp_path):

@@ -130,15 +130,10 @@ class Runs:
         return found
 
     def retry(self, run: str) -> None:
-        """As the button in the UI does. Again if need be: a worker reports a death twice, which may undo a retry."""
+        """As the button in the UI does."""
         state = {"type": "SCHEDULED", "name": "AwaitingRetry"}
-
-        def runs_again() -> bool:
-            if self.state(run) == "CRASHED":
-                self.server.ask(f"/flow_runs/{run}/set_state", {"state": state, "force": False})
-            return self.state(run) in {"RUNNING", "COMPLETED"}
-
-        wait_for("the retried run", runs_again, seconds=90, every=1)
+        self.server.ask(f"/flow_runs/{run}/set_state", {"state": state, "force": False})
+        self.wait(run, "SCHEDULED", "PENDING", "RUNNING", seconds=60)
 
     def children(self, run: str) -> list[Json]:
         found: list[Json] = self.server.ask(

@@ -12,17 +12,17 @@ from pathlib import Path
 
 import psutil
 import pytest
-from services import wait_for
+from services import Worker, wait_for
 from stage import N_NEW_ROWS, N_ROWS, Stage, form, write_rows
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def machines(stage: Stage) -> Iterator[None]:
-    """A worker for CPU steps and one for GPU steps."""
-    with stage.workers("cpu-1"), stage.workers("gpu-1", pool="ssr-gpu"):
-        yield
+def machines(stage: Stage) -> Iterator[Worker]:
+    """A worker for CPU steps, which this is, and one for GPU steps."""
+    with stage.workers("cpu-1") as (cpu,), stage.workers("gpu-1", pool="ssr-gpu"):
+        yield cpu
 
 
 def test_a_deployed_run_goes_through_with_each_step_on_its_own_pool(stage: Stage, undisturbed: str) -> None:
@@ -51,7 +51,7 @@ def test_a_run_shows_its_report_counts_and_links_in_the_ui(stage: Stage, undistu
 
 
 def test_a_scheduled_run_pays_for_new_rows_alone_and_finds_its_child_again_when_killed(
-    stage: Stage, undisturbed: str, machines: None
+    stage: Stage, undisturbed: str, machines: Worker
 ) -> None:
     write_rows(stage.data, first=N_ROWS, n_rows=N_NEW_ROWS)
     before = stage.bucket("main").paid()
@@ -59,6 +59,9 @@ def test_a_scheduled_run_pays_for_new_rows_alone_and_finds_its_child_again_when_
     _wait_for_child(stage, run, "train ssr", "RUNNING")
     _kill_flow(run)
     stage.runs.wait(run, "CRASHED", seconds=60)
+    # Two parts of the worker report a death, one seconds after the other. A retry in between would end as a crash.
+    second = "prefect.flow_runs.worker - Check whether the flow run exceeded"
+    wait_for("the second report", lambda: second in machines.log.read_text(), seconds=60)
     stage.runs.retry(run)
     stage.runs.wait(run)
     names = [child["name"] for child in stage.runs.children(run)]
@@ -72,7 +75,7 @@ def test_a_scheduled_run_pays_for_new_rows_alone_and_finds_its_child_again_when_
 
 
 def test_a_failed_child_fails_its_parent_with_its_reason_and_a_link(
-    stage: Stage, machines: None, tmp_path: Path
+    stage: Stage, machines: Worker, tmp_path: Path
 ) -> None:
     nothing = tmp_path / "empty"
     nothing.mkdir()
@@ -84,7 +87,7 @@ def test_a_failed_child_fails_its_parent_with_its_reason_and_a_link(
     assert f"/runs/flow-run/{child['id']}" in failed["state"]["message"]
 
 
-def test_cancelling_a_run_cancels_the_steps_it_has_sent_away(stage: Stage, machines: None) -> None:
+def test_cancelling_a_run_cancels_the_steps_it_has_sent_away(stage: Stage, machines: Worker) -> None:
     run = stage.runs.start(
         run=form(stage.data, stage.model, execution="deployments"), store=stage.bucket("cancelled").uri
     )

@@ -107,7 +107,9 @@ class Children:
                     return state
                 if how_far := _how_far(client, child):
                     told(how_far)
-            except httpx.TransportError as error:
+            except (httpx.TransportError, httpx.HTTPStatusError) as error:
+                if not _is_away(error):
+                    raise
                 # The child goes on without the server; so does the wait.
                 if time.monotonic() - answered_at > PATIENCE_SECONDS:
                     raise StepError(
@@ -116,6 +118,11 @@ class Children:
                     ) from error
             if self.stopped.wait(POLL_SECONDS):
                 raise StepError(f"{child.name}: no longer waited for, because the run ends")
+
+
+def _is_away(error: httpx.TransportError | httpx.HTTPStatusError) -> bool:
+    """Whether the server cannot be reached, or what stands before it, or the database behind it, says so for it."""
+    return isinstance(error, httpx.TransportError) or error.response.status_code >= httpx.codes.INTERNAL_SERVER_ERROR
 
 
 def require_deployed(steps: list[str]) -> None:

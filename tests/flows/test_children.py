@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
 from uuid import UUID, uuid4
 
+import httpx
 import pytest
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -15,7 +18,7 @@ from prefect.states import Completed, Crashed, Failed, Running, Scheduled, State
 
 from flows.children import Children, cancel_children, require_deployed
 from flows.shown import HowFar
-from tasks.errors import ConfigError
+from tasks.errors import ConfigError, StepError
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
 # When a try of the parent began.
@@ -110,3 +113,46 @@ def _task() -> object:
     from prefect import task
 
     return task(lambda: None, name="generate")
+
+
+# --- a server that is away ---
+
+
+class Away:
+    """A client of a server that fails so often before it says that a run has completed."""
+
+    def __init__(self, *failures: Exception) -> None:
+        self._failures = list(failures)
+
+    def read_flow_run(self, run: UUID) -> SimpleNamespace:
+        if self._failures:
+            raise self._failures.pop(0)
+        return SimpleNamespace(state=Completed())
+
+
+def status(code: int) -> httpx.HTTPStatusError:
+    request = httpx.Request("GET", "http://127.0.0.1/api")
+    return httpx.HTTPStatusError(f"{code}", request=request, response=httpx.Response(code, request=request))
+
+
+def outcome(*failures: Exception) -> State:
+    of_one: Any = SimpleNamespace(id=uuid4(), name="train ssr")
+    client: Any = Away(*failures)
+    return Children(uuid4(), NOT_YET)._outcome(client, of_one, print)
+
+
+def test_a_server_that_is_away_for_a_while_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.children.POLL_SECONDS", 0)
+    assert outcome(httpx.ConnectError("refused"), status(502), status(500), httpx.ReadTimeout("slow")).is_completed()
+
+
+def test_a_server_that_stays_away_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.children.POLL_SECONDS", 0)
+    monkeypatch.setattr("flows.children.PATIENCE_SECONDS", 0.0)
+    with pytest.raises(StepError, match=r"train ssr: the Prefect server is away .* retry the run"):
+        outcome(*[status(503)] * 1000)
+
+
+def test_what_the_server_refuses_is_not_asked_again() -> None:
+    with pytest.raises(httpx.HTTPStatusError, match="403"):
+        outcome(status(403))

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import count
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
 import httpx
@@ -37,6 +37,7 @@ from flows.shown import HowFar
 from tasks.errors import ConfigError, StepError
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 DEPLOYMENT = "step"  # each step's flow is deployed under this name
 POLL_SECONDS = 2.0
@@ -69,18 +70,20 @@ class Children:
             StepError: The child did not complete, with its reason and where to look; or `stopped` was set.
         """
         with get_client(sync_client=True) as client:
-            key = self._key(client, f"{self.parent}:{step}:{fingerprint[:16]}")
-            try:
-                child = cast(  # its type says that it may be a coroutine, which it is only where a loop runs
-                    FlowRun,
-                    run_deployment(
-                        f"{step}/{DEPLOYMENT}",
-                        parameters=parameters,
-                        flow_run_name=label,
-                        idempotency_key=key,
-                        timeout=0,
-                    ),
+
+            def start() -> FlowRun:
+                started = run_deployment(
+                    f"{step}/{DEPLOYMENT}",
+                    parameters=parameters,
+                    flow_run_name=label,
+                    idempotency_key=self._key(client, f"{self.parent}:{step}:{fingerprint[:16]}"),
+                    timeout=0,
                 )
+                # Its type says that it may be a coroutine, which it is only where a loop runs.
+                return cast(FlowRun, started)
+
+            try:
+                child = self._patiently(label, start)  # started twice, it is one run: the key says so
             except ObjectNotFound as error:
                 raise ConfigError(_not_deployed([step])) from error
             logger.info("%s: runs as %s", label, where(child))
@@ -98,26 +101,37 @@ class Children:
         raise AssertionError("counting does not end")
 
     def _outcome(self, client: SyncPrefectClient, child: FlowRun, told: Callable[[HowFar], None]) -> State:
-        answered_at = time.monotonic()
+        def look() -> State | None:
+            state = client.read_flow_run(child.id).state
+            if state is not None and state.is_final():
+                return state
+            if how_far := _how_far(client, child):
+                told(how_far)
+            return None
+
+        while (state := self._patiently(child.name, look)) is None:
+            self._pause(child.name)
+        return state
+
+    def _patiently(self, label: str, call: Callable[[], T]) -> T:
+        """What the server answers, though it may be away for a while: a child goes on without it; so does the wait."""
+        began = time.monotonic()
         while True:
             try:
-                state = client.read_flow_run(child.id).state
-                answered_at = time.monotonic()
-                if state is not None and state.is_final():
-                    return state
-                if how_far := _how_far(client, child):
-                    told(how_far)
+                return call()
             except (httpx.TransportError, httpx.HTTPStatusError) as error:
                 if not _is_away(error):
                     raise
-                # The child goes on without the server; so does the wait.
-                if time.monotonic() - answered_at > PATIENCE_SECONDS:
+                if time.monotonic() - began > PATIENCE_SECONDS:
                     raise StepError(
-                        f"{child.name}: the Prefect server is away since {PATIENCE_SECONDS:g} s: {error}. Start it, "
+                        f"{label}: the Prefect server is away since {PATIENCE_SECONDS:g} s: {error}. Start it, "
                         "and retry the run: it finds its steps again."
                     ) from error
-            if self.stopped.wait(POLL_SECONDS):
-                raise StepError(f"{child.name}: no longer waited for, because the run ends")
+            self._pause(label)
+
+    def _pause(self, label: str) -> None:
+        if self.stopped.wait(POLL_SECONDS):
+            raise StepError(f"{label}: no longer waited for, because the run ends")
 
 
 def _is_away(error: httpx.TransportError | httpx.HTTPStatusError) -> bool:

@@ -116,12 +116,16 @@ def advance(
     decided = next(one for one in planned if one.ref["step"] == "promote")
     standing = standing_of(store, recipe.name)
     event = _event(store, standing, planned, decided, before, run_id=run_id, flow_run_id=flow_run_id)
+    if event.outcome == "promoted" and _already(standing, event) is None:
+        copied = _with_copies(store, event, planned, decided).after
+        # On S3 that takes minutes: what was decided meanwhile counts, and this one comes after it.
+        standing = standing_of(store, recipe.name)
+        event = _event(store, standing, planned, decided, before, run_id=run_id, flow_run_id=flow_run_id)
+        event = replace(event, after=copied) if event.outcome == "promoted" else event
     found = _already(standing, event)
     if found is None and event.outcome == "current":
         found = event
     if found is None:
-        if event.outcome == "promoted":
-            event = _with_copies(store, event, planned, decided)
         store.write_json(asdict(event), "current", recipe.name, f"{event.number:06}-{flow_run_id or run_id}.json")
         standing = standing_of(store, recipe.name)
         found = next(e for e in standing.events if (e.number, e.run_id) == (event.number, event.run_id))
@@ -158,13 +162,14 @@ def restore(store: Store, name: str, run_id: str, *, reason: str = "") -> Event:
         ConfigError: No such run has promoted one, or it stands already.
         StoreError: It is gone, or was made again with other weights; or another was promoted in this very moment.
     """
-    standing = standing_of(store, name)
-    former = as_kept(store, _promoted_by(standing, run_id, name))
+    former = as_kept(store, _promoted_by(standing_of(store, name), run_id, name))
+    _require_there(store, former)
+    kept = _kept(store, former)
+    standing = standing_of(store, name)  # after the copy, which takes minutes on S3
     if standing.now and former.weights == standing.now.weights:
         raise ConfigError(f"{name}: the adapter of {former.run_id} is the promoted one already. Nothing was changed.")
-    _require_there(store, former)
     at = datetime.now(UTC)
-    after = replace(_kept(store, former), restored_at=at.isoformat(timespec="microseconds"))
+    after = replace(kept, restored_at=at.isoformat(timespec="microseconds"))
     event = Event(
         standing.events[-1].number + 1, at.isoformat(timespec="seconds"), former.run_id, "", "restored",
         [f"by hand: {reason}" if reason else "by hand"], former.decision, standing.now, after,

@@ -55,6 +55,12 @@ class RunRecord:
     ) -> RunRecord:  # Any: JSON values
         return replace(self, status=status, ended=_now(), problem=problem, promotion=promotion)
 
+    def with_made(self, made: list[Planned]) -> RunRecord:
+        """With the steps that were really run: data that changed after the plan gives them other fingerprints."""
+        labels = {planned.label for planned in made}
+        left = (step for step in self.steps if step.label not in labels)
+        return replace(self, steps=(*(StepRecord(p.label, p.ref, p.identity) for p in made), *left))
+
     def save(self, store: Store) -> None:
         store.write_json(asdict(self), "runs", f"{self.run_id}.json")
 
@@ -69,7 +75,8 @@ class RunRecord:
 
 def run_id_of(name: str, began: datetime, flow_run_id: str) -> str:
     """Sorts by time; its end keeps two runs of one second apart. A run that is tried again keeps its id."""
-    end = flow_run_id.replace("-", "")[:6] or secrets.token_hex(3)
+    # Of a scheduled run, the first half of the id is the time at which the schedule made it.
+    end = flow_run_id.replace("-", "")[-6:] or secrets.token_hex(3)
     return f"{name}-{began.astimezone(UTC):%Y%m%d-%H%M%S}-{end}"
 
 

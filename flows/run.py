@@ -95,10 +95,10 @@ def _run(recipe: RunConfig, store: str, force: tuple[str, ...], *, store_access:
     for remark in gpu_remarks(recipe):
         logger.warning(remark)
     record = RunRecord.begin(run_id_of(recipe.name, began, flow_run_id), recipe, planned, flow_run_id=flow_run_id)
-    record.save(opened)
     execution = recipe.execution
     body = elsewhere(children, threads=execution.threads, store_access=store_access) if children else None
     runner = PrefectRunner(opened, Wanted(frozenset(force), began.timestamp(), execution.workers, body))
+    record.save(opened)
     try:
         with ArtifactListener(recipe.name) as shown, listening(shown):
             report = rehearse(runner, recipe, current)
@@ -107,9 +107,9 @@ def _run(recipe: RunConfig, store: str, force: tuple[str, ...], *, store_access:
     except BaseException as error:
         if children:
             children.stopped.set()
-        record.finished("failed", str(error)).save(opened)
+        record.with_made(runner.planned).finished("failed", str(error)).save(opened)
         raise
-    record = record.finished("completed", promotion=decided.summary() if decided else None)
+    record = record.with_made(runner.planned).finished("completed", promotion=decided.summary() if decided else None)
     record.save(opened)
     _show(opened, runner.planned, report, recipe, record)
     return record.to_json()

@@ -180,13 +180,15 @@ def _damage(path: Path) -> str | None:
     return None
 
 
-# The row of each key that counts: one without a problem before one with. Decided over narrow columns alone.
+# The row of each key that counts: one without a problem before one with, and a failure that is final, as which it is
+# done, before one that may be tried again. Decided over narrow columns alone.
 LATEST_SQL = """
     SELECT all_rows.* FROM {rows} AS all_rows
     JOIN (
         SELECT filename, file_row_number FROM {rows}
         QUALIFY row_number() OVER (
-            PARTITION BY row_key ORDER BY problem IS NOT NULL, filename, file_row_number
+            PARTITION BY row_key
+            ORDER BY problem IS NOT NULL, coalesce(retryable, false), filename, file_row_number
         ) = 1
     ) AS latest USING (filename, file_row_number)
 """

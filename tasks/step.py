@@ -202,7 +202,8 @@ class Step:
         with store.staging(**planned.ref) as out:
             # Of now: should an input be made again meanwhile, this is not made from it.
             made_from = _input_digests(store, planned.inputs)
-            work.keep_only_if(store, planned.ref, digest_of(made_from))
+            # A forced try goes on from a forced one alone: what it would find may be why it is forced.
+            work.keep_only_if(store, planned.ref, f"{digest_of(made_from)}{' forced' if force else ''}")
             context = Context(store, planned.ref, out, planned.inputs, progress=_announce(label), force=force)
             try:
                 self._run_body(context, planned)

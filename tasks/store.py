@@ -267,10 +267,16 @@ class Store:
         raise StoreError(f"{target}: other workers publish it all the time. Run the same command again.")
 
     def _keep_copy(self, staged: Path, manifest: Manifest) -> None:
+        """Keep what was uploaded for who reads it here: one that has the same files goes on reading them."""
         copy = self.cache / "steps" / manifest.step / manifest.fingerprint
-        shutil.rmtree(copy, ignore_errors=True)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(staged, copy)
+        try:
+            if copy.exists() and describe_files(copy) == manifest.files:
+                return
+            shutil.rmtree(copy, ignore_errors=True)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(staged, copy)
+        except OSError as error:  # another step here has just fetched it, say; it is published, and can be fetched
+            logger.debug("%s: no copy kept: %s", copy, error)
 
     def work_folder(self, step: str, fingerprint: str) -> Path:
         """A local folder that outlives a killed step: checkpoints. `done_with_work` removes it."""

@@ -2,7 +2,7 @@
 
     <store>/work/<step>/<fingerprint>/<name>             a file, or a folder of files
     <store>/work/<step>/<fingerprint>/<name>.complete    written last: without it, the rest does not count
-    <store>/work/<step>/<fingerprint>/made_from          a digest of what the step's inputs held
+    <store>/work/<step>/<fingerprint>/made_from          what the step's inputs held, and whether it was forced
 
 On a local store the work folder is in the store already, and nothing is kept twice. Checkpoints hold optimiser state in
 PyTorch's format; the trainer reads it with `weights_only`, which runs no code.
@@ -31,12 +31,12 @@ _PATIENCE_SECONDS = 30.0  # the step stands still meanwhile
 
 
 def keep_only_if(store: Store, ref: Ref, made_from: str) -> None:
-    """Before a step works: remove what an earlier try has left, here and on the store, unless its inputs held the same.
+    """Before a step works: remove what an earlier try has left, here and on the store, unless made from the same.
 
     Its fingerprint does not tell: an input that was made again by force may hold other bytes under the same one.
 
     Args:
-        made_from: A digest of what the inputs hold now.
+        made_from: A digest of what the inputs hold now, and whether the step is forced.
 
     Raises:
         StoreError: The store could not be asked. What is there may be of other inputs.

@@ -89,6 +89,15 @@ def test_a_success_counts_before_a_later_failure(store, tmp_path):
     assert latest(store, tmp_path) == {"a": "at first"}
 
 
+@pytest.mark.parametrize("final_first", [True, False])
+def test_a_final_failure_counts_before_one_that_may_be_tried_again(store, tmp_path, final_first):
+    for origin in (MINE, THEIRS):  # of which one is read first
+        final = (origin == MINE) == final_first
+        keep(store, failed("a", retryable=not final), origin=origin)
+    with query(LATEST_SQL, {"rows": opened(store).parts()}, spill=tmp_path) as reader:
+        assert [row["retryable"] for row in reader.read_all().to_pylist()] == [False]
+
+
 def test_each_key_is_read_back_once(store, tmp_path):
     keep(store, done("a"), done("a"), done("b"))
     keep(store, done("a"), failed("c", retryable=False), origin=THEIRS)

@@ -179,6 +179,17 @@ def test_what_a_killed_step_left_counts_only_if_its_inputs_hold_the_same(store, 
     assert not list(Path(store.root).glob("work/*/*")), "nothing is left behind"
 
 
+def test_a_forced_try_goes_on_from_a_forced_one_alone(store):
+    first = toy_first.plan(config=Config())
+    first.execute(store)
+    planned = toy_long.plan(first=first)
+    outside["killed"] = "yes"
+    for force in (False, True, True):
+        with pytest.raises(StepError, match="killed"):
+            planned.execute(store, force=force)
+    assert runs.count("long") == 2  # by the first, and anew by the first that is forced
+
+
 @pytest.mark.parametrize("damage", ["changed", "removed", "torn manifest"])
 def test_a_damaged_artifact_is_made_again(store, damage):
     planned = toy_first.plan(config=Config())

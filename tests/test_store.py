@@ -264,6 +264,22 @@ def test_a_reference_that_leads_out_of_the_store_is_refused(store, ref):
         store.fetch(ref)
 
 
+def test_what_is_published_again_on_s3_leaves_the_copy_on_this_machine_to_its_readers(s3, monkeypatch):
+    store = open_store(s3.uri)
+    publish(store, rows="same", seconds=1.0)
+    before = os.stat(store.fetch(REF) / "rows").st_ino
+    publish(store, rows="same", seconds=2.0)
+    assert os.stat(store.fetch(REF) / "rows").st_ino == before
+
+    def taken(source: Path, target: Path) -> None:
+        raise OSError(39, "Directory not empty")  # by a step that has just fetched it
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", taken)
+        publish(store, rows="other")
+    assert (store.fetch(REF) / "rows").read_text() == "other"
+
+
 # --- local only ---
 
 

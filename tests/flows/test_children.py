@@ -13,7 +13,9 @@ import pytest
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterIdempotencyKey
 from prefect.client.schemas.objects import FlowRun
+from prefect.deployments import run_deployment
 from prefect.states import Completed, Crashed, Failed, Running, Scheduled, State
 
 from flows.children import Children, cancel_children, require_deployed
@@ -144,6 +146,29 @@ def outcome(*failures: Exception) -> State:
 def test_a_server_that_is_away_for_a_while_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flows.children.POLL_SECONDS", 0)
     assert outcome(httpx.ConnectError("refused"), status(502), status(500), httpx.ReadTimeout("slow")).is_completed()
+
+
+def test_a_step_is_started_though_the_server_is_away_for_a_while(
+    client: SyncPrefectClient, deployment: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.children.POLL_SECONDS", 0)
+    parent, failures = uuid4(), [status(500), httpx.ConnectError("refused")]
+
+    def away(*arguments: Any, **options: Any) -> FlowRun:
+        started = run_deployment(*arguments, **options)  # the answer of the last is lost
+        if failures:
+            raise failures.pop()
+        monkeypatch.setattr(Children, "_outcome", lambda *_: Completed())
+        return started
+
+    monkeypatch.setattr("flows.children.run_deployment", away)
+    Children(parent, LONG_AGO).run("generate", "generate", "f" * 64, {}, told=print)
+    assert failures == []
+    wanted = FlowRunFilter(idempotency_key=FlowRunFilterIdempotencyKey(any_=[f"{parent}:generate:{'f' * 16}:1"]))
+    assert len(client.read_flow_runs(flow_run_filter=wanted)) == 1
+    assert not client.read_flow_runs(flow_run_filter=FlowRunFilter(
+        idempotency_key=FlowRunFilterIdempotencyKey(any_=[f"{parent}:generate:{'f' * 16}:2"])
+    ))  # fmt: skip
 
 
 def test_a_server_that_stays_away_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

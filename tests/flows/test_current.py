@@ -244,7 +244,7 @@ def test_an_event_that_comes_late_is_read_in_its_place_and_what_was_compared_oth
     assert quick.advance().outcome == "promoted"
     follower = Run(store, recipe, "c", promoted_now(store, "nightly"))
     follower.advance()
-    monkeypatch.setattr(pointing, "standing_of", Once(empty, pointing.standing_of))
+    monkeypatch.setattr(pointing, "standing_of", AtFirst(empty, pointing.standing_of))
     assert late.advance().outcome == "promoted"
     monkeypatch.undo()
     assert pointer(store)["run_id"] == "run-a"
@@ -254,15 +254,15 @@ def test_an_event_that_comes_late_is_read_in_its_place_and_what_was_compared_oth
     assert (last.outcome, last.number) == ("promoted", 3)
 
 
-class Once:
-    """Answers the first call with something else."""
+class AtFirst:
+    """Answers the first calls with something else: one that promotes reads the history before and after its copies."""
 
-    def __init__(self, first: Any, then: Callable[..., Any]) -> None:
-        self._first, self._then = first, then
+    def __init__(self, first: Any, then: Callable[..., Any], n_calls: int = 2) -> None:
+        self._first, self._then, self._left = first, then, n_calls
 
     def __call__(self, *arguments: Any) -> Any:
-        answer, self._first = self._first, None
-        return answer if answer is not None else self._then(*arguments)
+        self._left -= 1
+        return self._first if self._left >= 0 else self._then(*arguments)
 
 
 def made_again(store: Store, run: Run, weights: str) -> None:
@@ -358,7 +358,7 @@ def test_of_two_that_write_the_pointer_at_once_the_last_to_write_has_read_the_wh
     then = promotions.standing_of(store, "nightly")
     in_turn(store, recipe, "two")
     # Has read the log before the other has written: writes after it.
-    monkeypatch.setattr(promotions, "standing_of", Once(then, promotions.standing_of))
+    monkeypatch.setattr(promotions, "standing_of", AtFirst(then, promotions.standing_of, 1))
     promotions.write_pointer(store, "nightly")
     assert pointer(store)["run_id"] == "run-two"
 
@@ -658,15 +658,34 @@ def test_of_a_run_and_a_hand_that_decide_at_once_one_counts(
     run, seen = Run(store, recipe, "three", promoted_now(store, "nightly")), pointing.standing_of(store, "nightly")
     if decides_first == "the run":
         run.advance("a-flow")
-        monkeypatch.setattr(pointing, "standing_of", Once(seen, pointing.standing_of))
+        monkeypatch.setattr(pointing, "standing_of", AtFirst(seen, pointing.standing_of))
         with pytest.raises(StoreError, match=r"in place of run-two, but meanwhile run-three was promoted\. See `ssr"):
             restore(store, "nightly", "run-one")
         assert pointer(store)["run_id"] == "run-three"
         return
     restore(store, "nightly", "run-one")
-    monkeypatch.setattr(pointing, "standing_of", Once(seen, pointing.standing_of))
+    monkeypatch.setattr(pointing, "standing_of", AtFirst(seen, pointing.standing_of))
     assert run.advance("z-flow").outcome == "kept"
     assert pointer(store)["run_id"] == "run-one"
+
+
+def test_what_was_promoted_while_a_run_copies_its_adapter_stays(
+    store: Store, recipe: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_turn(store, recipe, "one", "two")
+    slow = Run(store, recipe, "slow", promoted_now(store, "nightly"))
+    quick = Run(store, recipe, "quick", promoted_now(store, "nightly"))
+    real = pointing.keep_adapter
+
+    def copies(*arguments: Any) -> Ref:
+        monkeypatch.setattr(pointing, "keep_adapter", real)
+        assert quick.advance("z-flow").outcome == "promoted"
+        return real(*arguments)
+
+    monkeypatch.setattr(pointing, "keep_adapter", copies)
+    assert slow.advance("a-flow").outcome == "kept"
+    assert pointer(store)["run_id"] == "run-quick"
+    assert outcomes(store)[2:] == [("run-quick", "promoted"), ("run-slow", "kept")]
 
 
 def test_a_history_from_before_there_was_a_way_back_is_read(store: Store, recipe: RunConfig) -> None:

@@ -104,7 +104,7 @@ class Runs:
             made = [run for run in found if run["auto_scheduled"] and run["parameters"].items() >= wanted.items()]
             return made[0]["id"] if made else None
 
-        run = str(wait_for("a scheduled run", next_run, seconds=60))
+        run = str(wait_for("a scheduled run", next_run, seconds=180))  # its main loop takes 60
         now = {"scheduled_time": datetime.now(UTC).isoformat()}
         state = {"type": "SCHEDULED", "name": "Scheduled", "state_details": now}
         self.server.ask(f"/flow_runs/{run}/set_state", {"state": state, "force": True})

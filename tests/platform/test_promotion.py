@@ -61,7 +61,7 @@ def test_a_run_of_the_schedule_promotes_its_adapter_and_says_so(stage: Stage, pr
     stands = promoting.stands[0]
     assert [decision["outcome"] for decision in stands["history"]] == ["promoted"]
     assert stands["current"]["intact"]
-    assert promoting.nightly.startswith(stands["current"]["run_id"].rpartition("-")[2])
+    assert promoting.nightly.endswith(stands["current"]["run_id"].rpartition("-")[2])
     children = {child["name"]: child["work_pool_name"] for child in stage.runs.children(promoting.nightly)}
     assert children["promote"] == "ssr-cpu"
 

@@ -117,9 +117,11 @@ def deploy(
         style = {"unchanged": "dim", "kept": "yellow"}.get(change.outcome, "green")
         table.add_row(change.what, escape(change.name), f"[{style}]{change.outcome}[/]")
     console.print(table)
+    # With ours pinned: the worker itself offers to install its package past them.
+    install = "" if infra == "process" else f"    pip install -c constraints.txt -e '.[{infra}]'\n"
     console.print(
-        f"\nworkers, where steps shall run:\n    prefect worker start --pool ssr-cpu --type {infra}\n"
-        f"    prefect worker start --pool ssr-gpu --type {infra}", highlight=False,
+        f"\nworkers, where steps shall run:\n{install}    prefect worker start --pool ssr-cpu --type {infra}\n"
+        f"    prefect worker start --pool ssr-gpu --type {infra}", highlight=False, markup=False,
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import deque
@@ -22,6 +23,8 @@ from tasks.progress import Progress
 EVENT = "SSR-EVENT "  # begins each line of the child's that is meant for the parent
 _LOG_LINES = 30
 _GRACE_SECONDS = 20
+_NVIDIA, _DEVICES = Path("/proc/driver/nvidia/gpus"), Path("/dev")
+_CONTAINER_MARKS = (Path("/.dockerenv"), Path("/run/.containerenv"))
 
 
 class Result(NamedTuple):
@@ -113,8 +116,27 @@ def one_process_per_gpu(config: Path) -> list[str]:
 
 
 def count_gpus() -> int:
-    """Visible NVIDIA devices, without loading torch."""
+    """Visible NVIDIA devices, without loading torch.
+
+    The kernel tells of all devices of a machine, also in a container that was given some of them, or none: there, those
+    count whose device node is there. A bare machine may not have made the nodes yet.
+    """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+    known = list(_NVIDIA.glob("*"))
+    given = [gpu for gpu in known if _has_node(gpu)]
+    return len(given if given or _in_container() else known)
+
+
+def _has_node(gpu: Path) -> bool:
+    try:
+        minor = re.search(r"^Device Minor:\s*(\d+)", (gpu / "information").read_text(), re.MULTILINE)
+    except OSError:
+        return False
+    return minor is not None and (_DEVICES / f"nvidia{minor[1]}").exists()
+
+
+def _in_container() -> bool:
+    marks = ("KUBERNETES_SERVICE_HOST", "ECS_CONTAINER_METADATA_URI_V4")
+    return any(path.exists() for path in _CONTAINER_MARKS) or any(mark in os.environ for mark in marks)

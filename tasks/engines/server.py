@@ -193,6 +193,8 @@ class VllmServer:
         ours = {
             "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_CPU_KVCACHE_SPACE": str(CPU_KV_CACHE_GB),
             "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+            # FlashInfer's would be compiled at the start, by an nvcc that images and most machines do not have.
+            "VLLM_USE_FLASHINFER_SAMPLER": "0",
         }  # fmt: skip
         if self._groups_lora():
             ours["PYTHONPATH"] = str(_GROUPED_LORA.parent)

@@ -47,10 +47,20 @@ def test_every_image_is_pinned_by_version_or_built_here() -> None:
         image = service["image"]
         assert "latest" not in image, name
         if image.startswith("ssr-"):
-            assert service["build"]["dockerfile"] == "docker/Dockerfile"
+            assert ("build" in service) == (service.get("pull_policy") != "never"), name
+            assert service.get("build", {"dockerfile": "docker/Dockerfile"})["dockerfile"] == "docker/Dockerfile"
             assert ":${SSR_COMMIT:-local}" in image, name
         else:
             assert re.search(r":\d+\.\d+(\.\d+)?(-\w+)?(@sha256:[0-9a-f]{64})?$", image), image
+
+
+def test_every_image_of_ours_is_built_by_one_service_which_is_there_whenever_another_needs_it() -> None:
+    ours = {name: service for name, service in SERVICES.items() if service["image"].startswith("ssr-")}
+    builders = {service["image"]: name for name, service in ours.items() if "build" in service}
+    assert len(builders) == sum("build" in service for service in ours.values())  # two at once get in each other's way
+    for service in ours.values():
+        builder = builders[service["image"]]
+        assert SERVICES[builder].get("profiles", service.get("profiles")) == service.get("profiles")
 
 
 def test_every_service_is_checked_for_health_and_restarted_or_runs_once() -> None:
@@ -81,7 +91,7 @@ def test_up_waits_for_every_service_that_runs_once() -> None:
 def test_nothing_runs_as_root_or_can_become_root() -> None:
     for name, service in SERVICES.items():
         # Our own images end as a user of their own: test_docker_images.
-        assert "build" in service or service["user"].split(":")[0] not in ("", "0", "root"), name
+        assert service["image"].startswith("ssr-") or service["user"].split(":")[0] not in ("", "0", "root"), name
         assert service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name
         assert not service.get("privileged"), name

@@ -273,6 +273,14 @@ def test_a_key_for_servers_elsewhere_does_not_guard_our_own(tmp_path: Path, monk
     assert "VLLM_API_KEY" not in not_started(tmp_path / "log")._environment()
 
 
+def test_its_sampler_needs_no_compiler_of_cuda_unless_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not_started(tmp_path / "log")._environment()["VLLM_USE_FLASHINFER_SAMPLER"] == "0"
+    monkeypatch.setenv("VLLM_USE_FLASHINFER_SAMPLER", "1")
+    assert not_started(tmp_path / "log")._environment()["VLLM_USE_FLASHINFER_SAMPLER"] == "1"
+
+
 # --- it fails loudly ---
 
 

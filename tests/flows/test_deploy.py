@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,8 +21,10 @@ from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
 from prefect.states import AwaitingConcurrencySlot, AwaitingRetry, Late, Scheduled
 from prefect.utilities.templating import find_placeholders
 from prefect.workers.base import BaseJobConfiguration
+from typer.testing import CliRunner
 
 from flows.access import S3Access, use_access
+from flows.cli import app
 from flows.deploy import deploy
 from flows.form import RunForm
 from flows.pool_changes import keep_changes
@@ -391,3 +394,17 @@ def test_without_a_server_the_command_says_how_to_start_one(tmp_path):
     )
     assert done.returncode == 2, done.stderr
     assert "PREFECT_API_URL is not set. Start one: prefect server start" in done.stderr
+
+
+# --- what is said in the end ---
+
+
+@pytest.mark.parametrize("infra", get_args(Infra))
+def test_the_command_for_a_worker_comes_with_what_the_worker_needs(infra, monkeypatch):
+    monkeypatch.setattr("flows.deploy.deploy", lambda target, *, check_store: [])
+    done = CliRunner().invoke(app, ["deploy", "--infra", infra, "--store", "s3://bucket/prefix"])
+    assert f"prefect worker start --pool ssr-gpu --type {infra}" in done.stdout
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    needed = re.findall(r"-e '\.\[(\w+)\]'", done.stdout)
+    assert needed == ([] if infra == "process" else [infra])
+    assert set(needed) <= set(extras)

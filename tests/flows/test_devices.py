@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ from prefect.states import Pending
 
 from flows.devices import at_a_time, gpu_remarks
 from flows.runner import PrefectRunner, Wanted
+from tasks import process
 from tasks.config import RunConfig
 from tasks.store import open_store
 
@@ -27,6 +29,39 @@ def test_where_there_is_a_gpu_steps_go_one_after_the_other_and_that_is_said(monk
     asked = {"engine": {"kind": "vllm", "data_parallel": 8}, "execution": {"workers": 4}}
     said = gpu_remarks(RunConfig.model_validate(asked))
     assert [remark.startswith("execution.workers=4: one step at a time here") for remark in said] == [True] * (n == 1)
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Its kernel knows of four GPUs; the device nodes and the mark of a container are up to the test."""
+    for minor in range(4):
+        gpu = tmp_path / "proc" / f"0000:0{minor}:00.0"
+        gpu.mkdir(parents=True)
+        (gpu / "information").write_text(f"Model: \t\t NVIDIA H100\nDevice Minor: \t {minor}\n")
+    (tmp_path / "dev").mkdir()
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    monkeypatch.delenv("ECS_CONTAINER_METADATA_URI_V4", raising=False)
+    monkeypatch.setattr(process, "_NVIDIA", tmp_path / "proc")
+    monkeypatch.setattr(process, "_DEVICES", tmp_path / "dev")
+    monkeypatch.setattr(process, "_CONTAINER_MARKS", (tmp_path / ".dockerenv",))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("nodes", "mark", "n"),
+    [([0, 1, 2, 3], "", 4), ([], "", 4), ([2], ".dockerenv", 1), ([2], "KUBERNETES_SERVICE_HOST", 1),
+     ([], ".dockerenv", 0), ([], "ECS_CONTAINER_METADATA_URI_V4", 0)],
+    ids=["bare", "bare, no nodes yet", "container with one", "pod with one", "container without", "task without"],
+)  # fmt: skip
+def test_in_a_container_only_the_gpus_count_that_it_was_given(machine, monkeypatch, nodes, mark, n):
+    for minor in nodes:
+        (machine / "dev" / f"nvidia{minor}").touch()
+    if mark.startswith("."):
+        (machine / mark).touch()
+    elif mark:
+        monkeypatch.setenv(mark, "10.0.0.1")
+    assert process.count_gpus() == n
 
 
 class Gauge:

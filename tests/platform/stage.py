@@ -90,9 +90,9 @@ class Runs:
         """The run that somebody has started since."""
         return str(next(iter(wait_for("another run", lambda: self.all() - known, seconds=60))))
 
-    def start_what_is_scheduled(self, form: Json, **more: Any) -> str:
-        """Bring the next run of the nightly schedule forward to now; it runs with this form."""
-        self.set_defaults(**self.deployment["parameters"] | {"run": form} | more)
+    def start_what_is_scheduled(self, form: Json) -> str:
+        """Bring the next run of the nightly schedule forward to now; it runs with this form. On a server once."""
+        self.set_defaults(**self.deployment["parameters"] | {"run": form})
         ours = {
             "deployments": {"id": {"any_": [self.deployment["id"]]}},
             "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
@@ -100,8 +100,7 @@ class Runs:
 
         def next_run() -> str | None:
             found = self.server.ask("/flow_runs/filter", {**ours, "sort": "EXPECTED_START_TIME_ASC"})
-            wanted = {"run": form, **more}
-            made = [run for run in found if run["auto_scheduled"] and run["parameters"].items() >= wanted.items()]
+            made = [run for run in found if run["auto_scheduled"] and run["parameters"]["run"] == form]
             return made[0]["id"] if made else None
 
         run = str(wait_for("a scheduled run", next_run, seconds=180))  # its main loop takes 60

@@ -1,4 +1,4 @@
-"""Runs on the deployed schedules promote, on machines that reach the store with a block of the server alone."""
+"""Runs of the deployed pipeline promote, on machines that reach the store with a block of the server alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ACCESS = "platform"
 
 
 class Promoting(NamedTuple):
-    """A run of the nightly schedule, then one with what the weekly schedule says.
+    """A run as the nightly schedule starts it, then one with what the weekly schedule says.
 
     Attributes:
         trained: When the adapter was made that each run left, in seconds since the epoch.
@@ -34,7 +34,7 @@ class Promoting(NamedTuple):
 
 @pytest.fixture(scope="module")
 def promoting(stage: Stage, undisturbed: str, tmp_path_factory: pytest.TempPathFactory) -> Promoting:
-    store, defaults = stage.bucket("main"), stage.runs.deployment["parameters"]
+    store = stage.bucket("main")
     with pytest.MonkeyPatch.context() as patch, temporary_settings({PREFECT_API_URL: stage.server.api_url}):
         for name, value in stage.access().items() | {("SSR_CACHE", str(tmp_path_factory.mktemp("cache")))}:
             patch.setenv(name, value)
@@ -43,21 +43,16 @@ def promoting(stage: Stage, undisturbed: str, tmp_path_factory: pytest.TempPathF
         (full,) = (one for one in stage.runs.deployment["schedules"] if one["slug"] == "weekly-full")
         runs, n_paid, trained, stands = [], [], [], []
         with stage.workers("cpu-1", access=False), stage.workers("gpu-1", pool="ssr-gpu", access=False):
-            for is_weekly in (False, True):
-                if is_weekly:
-                    weekly = filled_in | full["parameters"]["run"]
-                    runs.append(stage.runs.start(run=weekly, store_access=ACCESS))
-                else:
-                    runs.append(stage.runs.start_what_is_scheduled(filled_in, store_access=ACCESS))
+            for run in (filled_in, filled_in | full["parameters"]["run"]):
+                runs.append(stage.runs.start(run=run, store_access=ACCESS))
                 stage.runs.wait(runs[-1])
                 n_paid.append(store.paid().total())
                 trained.append(float(store.manifest("train")["facts"]["started"]))
                 stands += standing(open_store(store.uri), "demo")
-    stage.runs.set_defaults(**defaults)
     return Promoting(*runs, n_paid, trained, stands)
 
 
-def test_a_run_of_the_schedule_promotes_its_adapter_and_says_so(stage: Stage, promoting: Promoting) -> None:
+def test_a_run_promotes_its_adapter_and_says_so(stage: Stage, promoting: Promoting) -> None:
     stands = promoting.stands[0]
     assert [decision["outcome"] for decision in stands["history"]] == ["promoted"]
     assert stands["current"]["intact"]

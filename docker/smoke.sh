@@ -130,7 +130,7 @@ finish() {
 in_worker() { compose exec -T cpu-worker "$@"; }
 
 # A record of a run must be there; an adapter is promoted only where the recipe asks for it and the tests allow it.
-list_store='import sys; from tasks.store import open_store; store = open_store(sys.argv[1]); runs = store.names("runs"); '
+list_store='import sys; from tasks.artifacts.store import open_store; store = open_store(sys.argv[1]); runs = store.names("runs"); '
 list_store+='print("runs:", runs, "promoted:", store.names("current")); sys.exit(0 if runs else "no record of a run")'
 
 if [[ $dry_run == false ]]; then

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from flows.current import origin_for
-from flows.promotions import Promoted
+from flows.promotion.advance import origin_for
+from flows.promotion.log import Promoted
 from tasks.config import EngineConfig, RunConfig, Section
 from tasks.evaluate import check_benchmarks, evaluate, measure
 from tasks.generate import generate, likelihood, rewrite
@@ -17,8 +17,8 @@ from tasks.ingest import ingest
 from tasks.judge import judge
 from tasks.promotion import promote
 from tasks.report import report
+from tasks.running.step import Planned, Step, as_input
 from tasks.selection import select
-from tasks.step import Planned, Step, as_input
 from tasks.train import train
 
 
@@ -35,7 +35,7 @@ def rehearse(run: Runner, recipe: RunConfig, current: Promoted | None = None) ->
     At the end, where the recipe says so, one arm may be promoted.
 
     Args:
-        current: The adapter that is promoted now, where the recipe promotes (`flows.current.current_for`).
+        current: The adapter that is promoted now, where the recipe promotes (`flows.promotion.advance.current_for`).
     """
     model, engine = recipe.model, recipe.engine
     on_server = engine.kind == "vllm"

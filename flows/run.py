@@ -18,19 +18,19 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import FlowRunContext
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.access import use_access
-from flows.children import Children, cancel_children, require_deployed
-from flows.current import advance, current_for
-from flows.devices import gpu_remarks
-from flows.form import RunForm
-from flows.records import RunRecord, run_id_of
+from flows.execution.access import use_access
+from flows.execution.children import Children, cancel_children, require_deployed
+from flows.execution.devices import gpu_remarks
+from flows.execution.prefect_ui import ArtifactListener, show_counts, show_links, show_report
+from flows.execution.runner import PrefectRunner, Wanted, elsewhere
+from flows.form.run_form import RunForm
+from flows.promotion.advance import advance, current_for
 from flows.rehearsal import plan_steps, rehearse
-from flows.runner import PrefectRunner, Wanted, elsewhere
-from flows.shown import ArtifactListener, show_counts, show_links, show_report
+from flows.runs.records import RunRecord, run_id_of
+from tasks.artifacts.store import Store, open_store
 from tasks.config import RunConfig
-from tasks.progress import listening
-from tasks.step import Planned
-from tasks.store import Store, open_store
+from tasks.running.progress import listening
+from tasks.running.step import Planned
 
 logger = logging.getLogger(__name__)
 

@@ -11,11 +11,11 @@ from typing import Any
 from prefect import Flow, flow
 
 from flows import rehearsal as _all_steps  # noqa: F401  # so that every step is known
-from flows.access import use_access
-from flows.shown import ArtifactListener
-from tasks import progress
-from tasks.step import STEPS, execute_here
-from tasks.store import Ref, open_store
+from flows.execution.access import use_access
+from flows.execution.prefect_ui import ArtifactListener
+from tasks.artifacts.store import Ref, open_store
+from tasks.running import progress
+from tasks.running.step import STEPS, execute_here
 
 
 def _alone(name: str) -> Flow[..., Ref]:

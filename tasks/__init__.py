@@ -1,1 +1,1 @@
-"""The steps of Selective Self-Rehearsal, and what they stand on. Only `tasks.step` knows Prefect."""
+"""The steps of Selective Self-Rehearsal, and what they stand on. Only `tasks.running.step` knows Prefect."""

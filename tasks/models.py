@@ -12,8 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.artifacts.digest import digest_of, folder_digest
 from tasks.config import ModelConfig
-from tasks.digest import digest_of, folder_digest
 from tasks.errors import ConfigError, DataError
 
 if TYPE_CHECKING:

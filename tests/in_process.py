@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
+from tasks.artifacts.store import open_store
 from tasks.config import RunConfig
-from tasks.process import Result
-from tasks.progress import Progress
-from tasks.step import STEPS, Context
-from tasks.store import open_store
+from tasks.running.process import Result
+from tasks.running.progress import Progress
+from tasks.running.step import STEPS, Context
 
 
 def rehearsed(recipe: RunConfig, store: str, force: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def rehearsed(recipe: RunConfig, store: str, force: tuple[str, ...] = ()) -> dic
     from flows.run import rehearsal
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tasks.step.run_in_process", _run_here)
+        patch.setattr("tasks.running.step.run_in_process", _run_here)
         record: dict[str, Any] = rehearsal(recipe, store=store, force=force)
     return record
 

@@ -12,8 +12,8 @@ import pytest
 from huggingface_hub.utils import filter_repo_objects
 
 from tasks import models
+from tasks.artifacts.digest import digest_of
 from tasks.config import ModelConfig
-from tasks.digest import digest_of
 from tasks.errors import DataError
 from tasks.models import load_tokenizer, model_digest, model_folder
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from tasks import schema
-from tasks.digest import digest_of
-from tasks.step import Planned, step
-from tasks.store import Manifest, Ref, Store, describe_files
+from tasks.artifacts.digest import digest_of
+from tasks.artifacts.store import Manifest, Ref, Store, describe_files
+from tasks.running.step import Planned, step
+from tasks.tables import schema
 
 Row = dict[str, Any]  # Any: values of a table
 

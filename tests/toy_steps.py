@@ -12,7 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tasks import progress, rows
+from tasks.artifacts import paid_rows
+from tasks.artifacts.store import open_store
 from tasks.config import (
     AbstentionConfig,
     DataConfig,
@@ -28,9 +29,9 @@ from tasks.config import (
 from tasks.generate import generate, likelihood, paid, rewrite
 from tasks.ingest import ingest
 from tasks.judge import judge
+from tasks.running import progress
+from tasks.running.step import Planned, Step
 from tasks.selection import select
-from tasks.step import Planned, Step
-from tasks.store import open_store
 from tasks.train import train
 
 
@@ -101,7 +102,7 @@ def run_until(store: Path, model: Path, step: str, *, kill_after: int = 0, n_row
 
 def main() -> None:
     store, model, step, kill_after, n_rows = sys.argv[1:]
-    rows.PART_SECONDS = 0  # a part after every row
+    paid_rows.PART_SECONDS = 0  # a part after every row
     paid.TOLD_SECONDS = -1  # and a word on progress
     if int(kill_after):
         progress.listen(KillAfter(step, int(kill_after)))

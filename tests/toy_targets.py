@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import toy
 
-from tasks import schema
-from tasks.digest import digest_of
-from tasks.step import Planned
-from tasks.store import Manifest, Ref, Store, describe_files
+from tasks.artifacts.digest import digest_of
+from tasks.artifacts.store import Manifest, Ref, Store, describe_files
+from tasks.running.step import Planned
+from tasks.tables import schema
 
 
 def put(store: Store, names: str) -> Planned:

@@ -13,7 +13,7 @@ from tasks.config.judge import AbstentionConfig, JudgeConfig
 from tasks.config.model import EngineConfig, ModelConfig
 from tasks.config.section import RUNTIME, Section
 from tasks.config.train import ArmConfig, TrainConfig
-from tasks.text import abstains
+from tasks.measures.answers import abstains
 
 
 class ExecutionConfig(Section):

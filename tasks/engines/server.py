@@ -25,10 +25,10 @@ from typing import NamedTuple, Self
 
 import psutil
 
+from tasks.artifacts.store import cache_folder
 from tasks.config import EngineConfig, ModelConfig
 from tasks.errors import ConfigError, DataError, StepError
 from tasks.models import context_length, model_folder
-from tasks.store import cache_folder
 
 logger = logging.getLogger(__name__)
 
@@ -239,7 +239,7 @@ def find_python(config: EngineConfig) -> Path:
 
 def has_cuda() -> bool:
     """Whether there is an NVIDIA device, without loading torch."""
-    from tasks.process import count_gpus
+    from tasks.running.process import count_gpus
 
     return count_gpus() > 0
 

@@ -11,13 +11,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.artifacts.digest import digest_of, file_digest
 from tasks.config import EvaluateConfig
-from tasks.digest import digest_of, file_digest
 from tasks.engines import Engine
 from tasks.engines.remote import RemoteEngine
 from tasks.errors import DataError
-from tasks.scores import LEAKED_REFUSAL, LOWER_MARK
-from tasks.text import abstains
+from tasks.measures.answers import abstains
+from tasks.measures.scores import LEAKED_REFUSAL, LOWER_MARK
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM

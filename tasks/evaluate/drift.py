@@ -21,10 +21,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from tasks import schema
+from tasks.artifacts.digest import stable_seed
 from tasks.config import EvaluateConfig
-from tasks.digest import stable_seed
 from tasks.engines import Continuation, Engine, Likelihood, Reply, Request, Sampling
+from tasks.tables import schema
 
 Row = dict[str, Any]  # Any: values of a table
 

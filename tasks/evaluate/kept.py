@@ -13,11 +13,11 @@ import shutil
 import uuid
 from pathlib import Path
 
+from tasks.artifacts.digest import digest_of
+from tasks.artifacts.store import Ref, Store, put_in_place
 from tasks.config import AbstentionConfig, EngineConfig, EvaluateConfig, ModelConfig
-from tasks.digest import digest_of
 from tasks.evaluate import benchmarks
 from tasks.models import model_digest
-from tasks.store import Ref, Store, put_in_place
 
 _VERSION = 2  # raise it when the same key would give other items
 _OF_THE_TASK = ("benchmarks", "max_task_rows", "max_new_tokens", "drift_rows")  # settings that no benchmark reads

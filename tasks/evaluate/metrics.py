@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from tasks.text import abstains, choice_letter, final_number, gold_letter, normalise, token_recall
+from tasks.measures.answers import abstains, choice_letter, final_number, gold_letter, normalise, token_recall
 
 
 class Answered(NamedTuple):

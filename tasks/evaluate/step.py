@@ -19,17 +19,18 @@ from typing import TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks import schema, work
+from tasks.artifacts import unfinished
+from tasks.artifacts.store import Ref, put_in_place
 from tasks.config import AbstentionConfig, EngineConfig, EvaluateConfig, ModelConfig
 from tasks.engines import Continuation, Engine, Likelihood, Reply, Request, Sampling, open_engine
 from tasks.errors import StepError
 from tasks.evaluate import benchmarks, drift, kept
 from tasks.evaluate.metrics import Answered, item_scores
 from tasks.models import best_device, model_digest
-from tasks.process import one_process
-from tasks.step import Context, step
-from tasks.store import Ref, put_in_place
-from tasks.tables import query
+from tasks.running.process import one_process
+from tasks.running.step import Context, step
+from tasks.tables import schema
+from tasks.tables.duckdb_query import query
 
 ItemRow = dict[str, object]
 Answer = TypeVar("Answer", Reply, Likelihood)
@@ -110,7 +111,7 @@ def _keep(
         StepError: More than `max_failed_share` of what it asks of the engine it was given failed.
     """
     path = ctx.work / name
-    if path.exists() or work.pull(ctx.store, ctx.ref, name):
+    if path.exists() or unfinished.pull(ctx.store, ctx.ref, name):
         return path
     if key and not ctx.force and kept.get(ctx.store, key, path):
         ctx.facts.setdefault("measured_before", []).append(name)
@@ -123,7 +124,7 @@ def _keep(
         ctx.counts["rows_retryable"] += asked.n_retryable
         return temporary
     put_in_place(temporary, path)
-    work.push(ctx.store, ctx.ref, name)
+    unfinished.push(ctx.store, ctx.ref, name)
     if key:
         kept.put(ctx.store, key, path)
     return path

@@ -10,12 +10,12 @@ import dataclasses
 import json
 from typing import Any
 
+from tasks.artifacts.store import Ref
 from tasks.config import AbstentionConfig, EngineConfig, EvaluateConfig, ModelConfig
 from tasks.engines import shared_server
 from tasks.evaluate.step import evaluate
-from tasks.process import one_process
-from tasks.step import Context, Planned, as_input, step
-from tasks.store import Ref
+from tasks.running.process import one_process
+from tasks.running.step import Context, Planned, as_input, step
 
 
 @step(version=3, outside=evaluate.outside, launcher=one_process)

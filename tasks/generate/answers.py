@@ -6,14 +6,14 @@ from collections.abc import Callable, Container, Iterator
 
 import pyarrow as pa
 
-from tasks import schema
+from tasks.artifacts.digest import stable_seed
+from tasks.artifacts.paid_rows import RowStore, row_key
+from tasks.artifacts.store import Store
 from tasks.config import EngineConfig, GenerateConfig, ModelConfig, RewriteConfig
-from tasks.digest import stable_seed
 from tasks.engines import Engine, Message, Reply, Request, Sampling
 from tasks.generate.paid import Filling, Need, Needed, Row, fill, refuse_failed, space_of
-from tasks.rows import RowStore, row_key
-from tasks.step import Context
-from tasks.store import Store
+from tasks.running.step import Context
+from tasks.tables import schema
 
 _STORED = pa.schema([f for f in schema.OUTPUTS if f.name not in ("example_id", "kind", "sample_index")])
 

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from tasks import schema
-from tasks.aligned import accepted, judged_outputs, training_batches, with_matches
+from tasks.artifacts.paid_rows import RowStore, row_key
+from tasks.artifacts.store import Ref
 from tasks.config import EngineConfig, GenerateConfig, ModelConfig
 from tasks.engines import Continuation, Engine, Likelihood
 from tasks.generate.paid import Filling, Need, Row, fill, refuse_failed, space_of, weights
-from tasks.process import one_process
-from tasks.rows import RowStore, row_key
-from tasks.step import Context, step
-from tasks.store import Ref
+from tasks.running.process import one_process
+from tasks.running.step import Context, step
+from tasks.tables import schema
+from tasks.tables.aligned import accepted, judged_outputs, training_batches, with_matches
 
 _STORED = pa.schema(
     [("row_key", pa.string()), ("base_nll", pa.float64()), ("problem", pa.string()), ("retryable", pa.bool_())]

@@ -20,17 +20,17 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks import schema
-from tasks.aligned import GRAIN
+from tasks.artifacts.digest import digest_of
+from tasks.artifacts.paid_rows import LATEST_SQL, DoneKeys, RowStore
 from tasks.config import EngineConfig, ModelConfig
-from tasks.digest import digest_of
 from tasks.engines import Engine, open_engine
 from tasks.errors import StepError
 from tasks.models import load_tokenizer, model_digest, template_digest
-from tasks.rows import LATEST_SQL, DoneKeys, RowStore
-from tasks.spool import rows_of, sorted_rows
-from tasks.step import Context
-from tasks.tables import query
+from tasks.running.step import Context
+from tasks.tables import schema
+from tasks.tables.aligned import GRAIN
+from tasks.tables.duckdb_query import query
+from tasks.tables.spool import rows_of, sorted_rows
 
 TOLD_SECONDS = 0.2  # between two words on progress
 _NEEDED = pa.schema(

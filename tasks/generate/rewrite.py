@@ -13,17 +13,17 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.aligned import accepted, judged_outputs, training_batches, with_matches
+from tasks.artifacts.digest import digest_of
+from tasks.artifacts.paid_rows import RowStore
+from tasks.artifacts.store import Ref, Store
 from tasks.config import EngineConfig, ModelConfig, RewriteConfig
-from tasks.digest import digest_of
 from tasks.engines import Request
 from tasks.generate.answers import paid_answers, request_for, write_outputs
 from tasks.generate.paid import Need, Needed, count_needed, weights
 from tasks.generate.prompts import REWRITES, rewrite_prompt
-from tasks.process import one_process
-from tasks.rows import RowStore
-from tasks.step import Context, step
-from tasks.store import Ref, Store
+from tasks.running.process import one_process
+from tasks.running.step import Context, step
+from tasks.tables.aligned import accepted, judged_outputs, training_batches, with_matches
 
 _TABLE = "rewrites"
 

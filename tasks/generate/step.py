@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from tasks.aligned import training_batches
+from tasks.artifacts.paid_rows import RowStore
+from tasks.artifacts.store import Ref, Store
 from tasks.config import EngineConfig, GenerateConfig, ModelConfig
 from tasks.engines import Request
 from tasks.errors import StepError
 from tasks.generate.answers import paid_answers, request_for, write_outputs
 from tasks.generate.paid import Need, Needed, count_needed, weights
-from tasks.process import one_process
-from tasks.rows import RowStore
-from tasks.step import Context, step
-from tasks.store import Ref, Store
+from tasks.running.process import one_process
+from tasks.running.step import Context, step
+from tasks.tables.aligned import training_batches
 
 _TABLE = "outputs"
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from tasks.schema import EXAMPLES
-from tasks.spool import Row, rows_of, sorted_rows, spool, spooled
-from tasks.tables import query
+from tasks.tables.duckdb_query import query
+from tasks.tables.schema import EXAMPLES
+from tasks.tables.spool import Row, rows_of, sorted_rows, spool, spooled
 
 RENDERED = pa.schema(
     [(field.name, field.type) for field in EXAMPLES]

@@ -11,7 +11,7 @@ from typing import BinaryIO, NamedTuple, cast
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from tasks.digest import digest_of, file_digest
+from tasks.artifacts.digest import digest_of, file_digest
 from tasks.errors import DataError
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from tasks.digest import stable_rng
+from tasks.artifacts.digest import stable_rng
 from tasks.ingest.raw import Dropped, RawExample, Record, as_bool, as_list, as_text, as_texts, member, text_member
 from tasks.lab.task import task_rows
 

@@ -10,18 +10,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tasks import schema
+from tasks.artifacts.digest import digest_of
 from tasks.config import DataConfig
-from tasks.digest import digest_of
 from tasks.errors import DataError
 from tasks.ingest.choose import RENDERED, chosen, decide
 from tasks.ingest.prompts import prompt, prompt_template
 from tasks.ingest.raw import Dropped, Message, RawExample
 from tasks.ingest.sources import Source, raw_examples, source_digest, sources_of
 from tasks.ingest.unanswerable import with_unanswerable
-from tasks.spool import Row, spool
-from tasks.step import Context, step
-from tasks.text import final_number, gold_letter
+from tasks.measures.answers import final_number, gold_letter
+from tasks.running.step import Context, step
+from tasks.tables import schema
+from tasks.tables.spool import Row, spool
 
 logger = logging.getLogger(__name__)
 

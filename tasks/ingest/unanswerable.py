@@ -16,12 +16,12 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
+from tasks.artifacts.digest import digest_of, stable_seed
 from tasks.config import UnanswerableConfig
-from tasks.digest import digest_of, stable_seed
 from tasks.ingest.raw import RawExample
-from tasks.schema import EXAMPLES
-from tasks.spool import Row, sorted_rows, spool, spooled
-from tasks.text import normalise
+from tasks.measures.answers import normalise
+from tasks.tables.schema import EXAMPLES
+from tasks.tables.spool import Row, sorted_rows, spool, spooled
 
 TRIES = 16  # documents looked at for one question
 

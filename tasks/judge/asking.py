@@ -22,17 +22,17 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks import schema
+from tasks.artifacts.digest import stable_seed
+from tasks.artifacts.paid_rows import LATEST_SQL, DoneKeys, RowStore, row_key
 from tasks.config import LlmJudgeConfig
-from tasks.digest import stable_seed
 from tasks.engines import Engine, Message, Request, Sampling, open_engine
 from tasks.errors import StepError
 from tasks.judge.panel import Judge
 from tasks.judge.replies import CHOICES, Opinion, opinion_of, stored
-from tasks.rows import LATEST_SQL, DoneKeys, RowStore, row_key
-from tasks.spool import rows_of, spooled
-from tasks.step import Context
-from tasks.tables import query
+from tasks.running.step import Context
+from tasks.tables import schema
+from tasks.tables.duckdb_query import query
+from tasks.tables.spool import rows_of, spooled
 
 CASES = pa.schema([("place", pa.int64()), ("prompt", pa.string())])
 ASK_VERDICT = "Verdict: accept or reject?"

@@ -21,7 +21,7 @@ from tasks.config import LlmJudgeConfig
 from tasks.judge.panel import Decision
 from tasks.judge.probes import Probe
 from tasks.judge.rules import ACCEPT, REJECT, UNJUDGED
-from tasks.statistics import Estimate, wilson
+from tasks.measures.statistics import Estimate, wilson
 
 ALL = "all"
 THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(1, 20))

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks import schema
 from tasks.config import EngineConfig, LlmJudgeConfig
 from tasks.errors import StepError
 from tasks.judge.asking import CASES, ask, opinions
@@ -15,8 +14,9 @@ from tasks.judge.panel import Decision, Judge, decide, panel
 from tasks.judge.probes import Probe, draw, make_probes
 from tasks.judge.rubrics import Rubrics, rubric_texts
 from tasks.judge.rules import ACCEPT, UNJUDGED
-from tasks.spool import spool
-from tasks.step import Context
+from tasks.running.step import Context
+from tasks.tables import schema
+from tasks.tables.spool import spool
 
 TOO_IMPRECISE = "the audit found the judge too imprecise"
 

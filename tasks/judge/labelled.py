@@ -22,9 +22,9 @@ from tasks.judge.asking import CASES
 from tasks.judge.hearing import hear, rubrics
 from tasks.judge.rubrics import Case
 from tasks.judge.rules import ACCEPT, REJECT, UNJUDGED, Candidate, first_rule, undecided
-from tasks.spool import spool
-from tasks.statistics import Estimate, wilson
-from tasks.step import Context
+from tasks.measures.statistics import Estimate, wilson
+from tasks.running.step import Context
+from tasks.tables.spool import spool
 
 ALL, RULES, LLM = "all", "rules", "llm"
 _ROLES = ("system", "user", "assistant")

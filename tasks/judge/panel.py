@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from tasks.artifacts.digest import digest_of
+from tasks.artifacts.paid_rows import RowStore
+from tasks.artifacts.store import Store
 from tasks.config import EngineConfig, JudgeConfig, JudgeModelConfig, LlmJudgeConfig, ModelConfig
-from tasks.digest import digest_of
 from tasks.judge.replies import STORED, Opinion
 from tasks.judge.rubrics import rubric_texts
 from tasks.judge.rules import ACCEPT, REJECT, UNJUDGED
 from tasks.models import model_digest
-from tasks.rows import RowStore
-from tasks.store import Store
 
 TABLE = "judgements"
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
-from tasks.aligned import training_batches
-from tasks.digest import digest_of, stable_rng, stable_seed
+from tasks.artifacts.digest import digest_of, stable_rng, stable_seed
 from tasks.judge.rubrics import Case
-from tasks.text import abstains, choice_letter, contains, final_number, normalise, token_recall
+from tasks.measures.answers import abstains, choice_letter, contains, final_number, normalise, token_recall
+from tasks.tables.aligned import training_batches
 
 COLUMNS = ["task", "question", "dialogue", "document", "golds", "incorrect", "answerable"]
 REFUSALS = (

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from tasks.config import JudgeConfig
-from tasks.text import (
+from tasks.measures.answers import (
     abstains,
     choice_letter,
     contains,

@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from tasks import schema
-from tasks.aligned import GRAIN, tables_of, training_batches, with_matches
+from tasks.artifacts.store import Ref
 from tasks.config import AbstentionConfig, EngineConfig, JudgeConfig, LlmJudgeConfig
 from tasks.errors import StepError
 from tasks.judge.asking import CASES
 from tasks.judge.panel import outside
 from tasks.judge.rubrics import Case, Rubrics
 from tasks.judge.rules import ACCEPT, REJECT, UNJUDGED, Candidate, Verdict, first_rule, undecided
-from tasks.process import one_process
-from tasks.spool import spool, spooled
-from tasks.step import Context, step
-from tasks.store import Ref
+from tasks.running.process import one_process
+from tasks.running.step import Context, step
+from tasks.tables import schema
+from tasks.tables.aligned import GRAIN, tables_of, training_batches, with_matches
+from tasks.tables.spool import spool, spooled
 
 if TYPE_CHECKING:
     from tasks.judge.audit import Seen

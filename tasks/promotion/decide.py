@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.config import PromotionConfig
-from tasks.scores import Key, items_of, keys_of
-from tasks.statistics import MIN_CLUSTERS, Bound, Method, lower_bound, non_inferior
+from tasks.measures.scores import Key, items_of, keys_of
+from tasks.measures.statistics import MIN_CLUSTERS, Bound, Method, lower_bound, non_inferior
 
 BASE, ARM, CURRENT = "base", "arm", "current"
 

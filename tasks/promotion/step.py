@@ -6,10 +6,10 @@ import json
 import logging
 from dataclasses import asdict
 
+from tasks.artifacts.store import Ref
 from tasks.config import PromotionConfig
 from tasks.errors import StepError
-from tasks.step import Context, step
-from tasks.store import Ref
+from tasks.running.step import Context, step
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ def promote(
     ctx: Context, *, config: PromotionConfig, adapter: Ref, scores_base: Ref, scores_arm: Ref,
     current: Ref | None = None, scores_current: Ref | None = None,
 ) -> None:  # fmt: skip
-    """Decide whether the adapter is promoted; writes `decision.json`. Moves nothing: `flows.current` does.
+    """Decide whether the adapter is promoted; writes `decision.json`. Moves nothing: `flows.promotion.advance` does.
 
     Args:
         current: The adapter that is promoted now; None where none is.

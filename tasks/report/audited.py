@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
-from tasks.report.wording import count, interval, percent
-from tasks.store import Ref, Store
+from tasks.artifacts.store import Ref, Store
+from tasks.wording import count, interval, percent
 
 LOW_PRECISION = 0.9  # of the LLM's self-targets, from which on one should know
 

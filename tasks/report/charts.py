@@ -16,10 +16,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from tasks.measures.statistics import Average
 from tasks.report.findings import Curve
 from tasks.report.judged import Mix
 from tasks.report.measured import Arm
-from tasks.statistics import Average
 
 WIDTH = 5.1  # inches of 72 points
 _TEXT, _GRID = "#010203", "#040506"  # stand for colours of the page, see `_svg`

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks import statistics
-from tasks.schema import DRIFT, read_table
-from tasks.statistics import Estimate, Method
+from tasks.measures import statistics
+from tasks.measures.statistics import Estimate, Method
+from tasks.tables.schema import DRIFT, read_table
 
 
 @dataclass(frozen=True)

@@ -12,17 +12,17 @@ import numpy as np
 import pyarrow.parquet as pq
 import yaml
 
+from tasks.artifacts.store import Ref
 from tasks.config import RunConfig
+from tasks.measures.statistics import Floats
 from tasks.report.audited import Audit, audits
 from tasks.report.judged import Judged, judged
 from tasks.report.measured import BASE, Measured, measure
 from tasks.report.published import PUBLISHED, Published
 from tasks.report.spent import Made, spent
 from tasks.report.verdict import verdict, warnings
-from tasks.schema import EXAMPLES, METRICS, OUTPUTS, TARGETS, VERDICTS, check, read_table
-from tasks.statistics import Floats
-from tasks.step import Context
-from tasks.store import Ref
+from tasks.running.step import Context
+from tasks.tables.schema import EXAMPLES, METRICS, OUTPUTS, TARGETS, VERDICTS, check, read_table
 
 REPORT_SCHEMA_VERSION = "1"
 MAX_CURVE_POINTS = 200

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.statistics import Estimate, wilson
-from tasks.tables import query
+from tasks.measures.statistics import Estimate, wilson
+from tasks.tables.duckdb_query import query
 
 MAX_REASONS = 30
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks import statistics
 from tasks.config import ArmConfig, RunConfig
+from tasks.measures import statistics
+from tasks.measures.scores import Key, items_of, keys_of
+from tasks.measures.statistics import Average, Comparison, Estimate, Method
 from tasks.report.drifted import Drift, drift_of
-from tasks.scores import Key, items_of, keys_of
-from tasks.statistics import Average, Comparison, Estimate, Method
 
 BASE = "base"
 # Each model is scored on the items that it refused itself: there are no pairs to compare.

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from tasks.report.audited import Audit, AuditClass, Share
 from tasks.report.blocks import Block, Cell, Table
 from tasks.report.findings import Findings
-from tasks.report.wording import MISSING, count, interval, level, percent
+from tasks.wording import MISSING, count, interval, level, percent
 
 _MADE = {
     "other_gold": "another gold of the row", "wrapped": "the gold in a sentence",

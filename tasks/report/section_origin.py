@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from tasks.report.blocks import Block, Cell, Listing, Table
 from tasks.report.findings import Findings
 from tasks.report.spent import Made
-from tasks.report.wording import MISSING, count, seconds
+from tasks.wording import MISSING, count, seconds
 
 
 def accounting(found: Findings) -> Table:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tasks.report.blocks import Cell, PageSection, Table
-from tasks.report.wording import count, level, share, signed
+from tasks.wording import count, level, share, signed
 
 _OUTCOMES = {
     "promoted": "The adapter of {arm} may take the place of what stands now",

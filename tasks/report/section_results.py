@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from tasks.measures.scores import LEAKED_REFUSAL, Key
+from tasks.measures.statistics import Average, Comparison
 from tasks.report import charts
 from tasks.report.blocks import Block, Cell, Chart, Table
 from tasks.report.findings import Findings
 from tasks.report.measured import BASE, Arm, Score
-from tasks.report.wording import (
+from tasks.wording import (
     MISSING,
     count,
     interval,
@@ -24,8 +26,6 @@ from tasks.report.wording import (
     signed,
     stars,
 )  # fmt: skip
-from tasks.scores import LEAKED_REFUSAL, Key
-from tasks.statistics import Average, Comparison
 
 
 def results(found: Findings) -> Iterator[Block]:

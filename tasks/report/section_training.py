@@ -8,7 +8,7 @@ from tasks.report import charts
 from tasks.report.blocks import Block, Cell, Chart, SideBySide, Table
 from tasks.report.findings import Findings
 from tasks.report.judged import Example
-from tasks.report.wording import MISSING, count, interval, level, listed, percent, rate
+from tasks.wording import MISSING, count, interval, level, listed, percent, rate
 
 
 def judge_and_targets(found: Findings) -> Iterator[Block]:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tasks.artifacts.store import Manifest, Ref, Store
 from tasks.config import RunConfig
 from tasks.errors import StoreError
-from tasks.store import Manifest, Ref, Store
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import logging
 
+from tasks.artifacts.store import Ref
 from tasks.config import RunConfig
-from tasks.step import Context, step
-from tasks.store import Ref
+from tasks.running.step import Context, step
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tasks.report.wording import MISSING, interval, policy_name, rate, share, signed
+from tasks.wording import MISSING, interval, policy_name, rate, share, signed
 
 HEADERS = ["Arm", "Task", "Out of domain", "General", "Worst benchmark"]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from tasks.measures.statistics import MIN_CLUSTERS, Average
 from tasks.report.audited import Audit, audit_warnings
 from tasks.report.judged import Acceptance
 from tasks.report.measured import BASE, Arm, Contrast, Measured
 from tasks.report.spent import Made
-from tasks.report.wording import interval, listed, p_value, percent, policy_name, rate, signed
-from tasks.statistics import MIN_CLUSTERS, Average
+from tasks.wording import interval, listed, p_value, percent, policy_name, rate, signed
 
 LOW_ACCEPTANCE, HIGH_ACCEPTANCE = 0.05, 0.95
 LOW_COVERAGE = 0.9

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks import schema
-from tasks.aligned import GRAIN, Following, accepted, judged_outputs, tables_of, training_batches
+from tasks.tables import schema
+from tasks.tables.aligned import GRAIN, Following, accepted, judged_outputs, tables_of, training_batches
 
 _JUDGED = ["text", "verdict", "verdict_reason"]
 _TYPES = {"base_nll": pa.float64()}  # all others are strings

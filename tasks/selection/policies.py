@@ -27,9 +27,9 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.aligned import accepted
 from tasks.config import SelectConfig
 from tasks.selection.candidates import has_output
+from tasks.tables.aligned import accepted
 
 
 class Choice(NamedTuple):

@@ -7,13 +7,13 @@ from collections import Counter
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks import schema
+from tasks.artifacts.store import Ref
 from tasks.config import SelectConfig
 from tasks.errors import DataError, StepError
+from tasks.running.step import Context, step
 from tasks.selection.candidates import Tables, candidates
 from tasks.selection.policies import Choice, policy_of
-from tasks.step import Context, step
-from tasks.store import Ref
+from tasks.tables import schema
 
 _FILES = {"rewrites": "outputs", "rewrite_verdicts": "verdicts", "likelihoods": "likelihoods"}
 

@@ -7,10 +7,10 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tasks.artifacts.store import share_as
 from tasks.config import ModelConfig
 from tasks.errors import ConfigError
 from tasks.models import load_tokenizer, model_folder
-from tasks.store import share_as
 
 if TYPE_CHECKING:
     import torch

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jinja2 import TemplateError
 
-from tasks import schema
 from tasks.config import TrainConfig
 from tasks.errors import DataError
+from tasks.tables import schema
 
 if TYPE_CHECKING:
     from datasets import Dataset

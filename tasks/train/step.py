@@ -8,13 +8,14 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks import schema, work
+from tasks.artifacts import unfinished
+from tasks.artifacts.store import Ref
 from tasks.config import ModelConfig, TrainConfig
 from tasks.errors import StepError
 from tasks.models import best_device, load_tokenizer, model_digest, template_digest
-from tasks.process import one_process_per_gpu
-from tasks.step import Context, step
-from tasks.store import Ref
+from tasks.running.process import one_process_per_gpu
+from tasks.running.step import Context, step
+from tasks.tables import schema
 from tasks.train.rows import load_rows, write_rows
 from tasks.train.trainer import (
     CHECKPOINTS,
@@ -58,7 +59,7 @@ def train(ctx: Context, *, model: ModelConfig, config: TrainConfig, targets: Ref
             _fetch_checkpoint(ctx)
     rows = load_rows(tokenized)
     folder = ctx.path(start, ADAPTER) if start else None
-    keep = functools.partial(work.push, ctx.store, ctx.ref, only_newest=True)
+    keep = functools.partial(unfinished.push, ctx.store, ctx.ref, only_newest=True)
     trainer = build_trainer(
         model, config, tokenizer, rows.dataset, arguments=arguments, start=folder, work=ctx.work,
         progress=ctx.progress, saved=keep,
@@ -96,9 +97,9 @@ def _hand_on(ctx: Context, start: Ref) -> None:
 def _fetch_checkpoint(ctx: Context) -> None:
     """Bring here what another machine has left, if it is newer than what this one has."""
     here = last_checkpoint(ctx.work)
-    elsewhere = max(work.pushed(ctx.store, ctx.ref, CHECKPOINTS), key=n_steps_of, default=None)
+    elsewhere = max(unfinished.pushed(ctx.store, ctx.ref, CHECKPOINTS), key=n_steps_of, default=None)
     if elsewhere is not None and (here is None or n_steps_of(here.name) < n_steps_of(elsewhere)):
-        work.pull(ctx.store, ctx.ref, elsewhere)
+        unfinished.pull(ctx.store, ctx.ref, elsewhere)
 
 
 def _run(trainer: SFTTrainer, checkpoint: Path | None, config: TrainConfig) -> None:

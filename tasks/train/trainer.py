@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.config import ModelConfig, TrainConfig
 from tasks.errors import DataError
 from tasks.models import best_device, load_model, torch_dtype
-from tasks.progress import Progress
+from tasks.running.progress import Progress
 
 if TYPE_CHECKING:
     import torch

@@ -17,12 +17,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tasks import schema
+from tasks.artifacts.digest import digest_of
+from tasks.artifacts.store import Manifest, Ref, Store, describe_files, open_store
 from tasks.config import SelectConfig
-from tasks.digest import digest_of
+from tasks.running.step import Planned
 from tasks.selection import select
-from tasks.step import Planned
-from tasks.store import Manifest, Ref, Store, describe_files, open_store
+from tasks.tables import schema
 
 N_ROWS = 1_000_000
 _TEXT = "The home of {i} is in Oslo, and the text says so in its second sentence, not far from the beginning."

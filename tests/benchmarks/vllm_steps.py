@@ -17,6 +17,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from tasks.artifacts.store import Store, open_store
 from tasks.config import (
     AbstentionConfig,
     DataConfig,
@@ -34,8 +35,7 @@ from tasks.evaluate.benchmarks import LAB_BENCHMARKS, LAB_FOLDER
 from tasks.generate import generate
 from tasks.ingest import ingest
 from tasks.models import LAB_MODEL
-from tasks.step import Planned, Step, as_input
-from tasks.store import Store, open_store
+from tasks.running.step import Planned, Step, as_input
 
 N_ROWS, N_TOKENS, N_TURNS = 10_000, 32, 2
 ENGINE = EngineConfig(kind="vllm")
@@ -154,8 +154,8 @@ def _adapter(store: Store, seed: int) -> Planned:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from tasks.digest import digest_of
-    from tasks.store import Manifest, Ref, describe_files
+    from tasks.artifacts.digest import digest_of
+    from tasks.artifacts.store import Manifest, Ref, describe_files
 
     torch.manual_seed(seed)
     config = LoraConfig(r=TrainConfig().lora_rank, target_modules="all-linear", task_type="CAUSAL_LM")

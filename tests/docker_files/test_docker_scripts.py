@@ -120,7 +120,7 @@ def test_a_dry_run_prints_the_commands_in_order_and_runs_none(smoke: Path) -> No
 def test_a_profile_runs_a_recipe_that_it_can_serve_with_parameters_that_the_form_takes(
     smoke: Path, profile: str, recipe: str
 ) -> None:
-    from flows.form import RunForm
+    from flows.form.run_form import RunForm
 
     done = run_smoke(smoke, "--dry-run", "--profile", profile)
     (start,) = [command for command in printed(done) if "--params" in command]

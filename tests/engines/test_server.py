@@ -23,6 +23,7 @@ import pytest
 import toy
 from toy_steps import here
 
+from tasks.artifacts.store import Store, cache_folder, open_store
 from tasks.config import AbstentionConfig, EngineConfig, GenerateConfig, JudgeConfig, ModelConfig, RewriteConfig
 from tasks.engines import Continuation, Engine, Likelihood, Reply, Request, Sampling, open_engine
 from tasks.engines.remote import RemoteEngine
@@ -33,8 +34,7 @@ from tasks.generate import generate, likelihood, rewrite
 from tasks.judge import judge
 from tasks.lab.corpus import user_message
 from tasks.lab.task import task_rows
-from tasks.step import Planned
-from tasks.store import Store, cache_folder, open_store
+from tasks.running.step import Planned
 
 GREEDY = Sampling(max_new_tokens=16)
 CHOICES = Sampling(max_new_tokens=16, choices=("Yes", "No"))

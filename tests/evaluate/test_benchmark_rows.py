@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
+from tasks.artifacts.digest import digest_of
 from tasks.config import AbstentionConfig, EvaluateConfig
-from tasks.digest import digest_of
 from tasks.errors import DataError
 from tasks.evaluate import benchmarks, check_benchmarks
 from tasks.evaluate.benchmarks import LAB_BENCHMARKS, USUAL_BENCHMARKS, task_rows
-from tasks.scores import LEAKED_REFUSAL, LOWER_MARK
+from tasks.measures.scores import LEAKED_REFUSAL, LOWER_MARK
 
 PHRASES = AbstentionConfig().phrases
 

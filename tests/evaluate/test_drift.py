@@ -15,6 +15,7 @@ import pytest
 from test_measure import put_adapter
 
 from flows.rehearsal import plan_steps
+from tasks.artifacts.store import Store, open_store
 from tasks.config import (
     AbstentionConfig,
     DataConfig,
@@ -28,11 +29,10 @@ from tasks.engines import Reply
 from tasks.errors import StepError
 from tasks.evaluate import drift, evaluate
 from tasks.ingest import ingest
+from tasks.measures.statistics import Method
 from tasks.models import LAB_MODEL, load_model, load_tokenizer
 from tasks.report.drifted import drift_of
-from tasks.statistics import Method
-from tasks.step import Planned, as_input
-from tasks.store import Store, open_store
+from tasks.running.step import Planned, as_input
 
 LAB = ModelConfig(base="lab")
 METHOD = Method(n_bootstrap=400)
@@ -148,7 +148,7 @@ def test_the_mean_over_draws_is_the_divergence_of_the_models(store: Store, tmp_p
     import torch
 
     from tasks.engines.transformers import TransformersEngine
-    from tasks.schema import DRAWN, TableWriter
+    from tasks.tables.schema import DRAWN, TableWriter
 
     folder = store.fetch(put_adapter(store, LAB_MODEL, 1)) / "adapter"
     base, arm = (TransformersEngine(LAB, batch_tokens=20_000, adapter=f) for f in (None, folder))

@@ -7,12 +7,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from tasks.artifacts.store import open_store
 from tasks.config import AbstentionConfig, DataConfig, EngineConfig, EvaluateConfig, ModelConfig, SourceConfig
 from tasks.errors import DataError
 from tasks.evaluate import evaluate
 from tasks.evaluate.benchmarks import LAB_BENCHMARKS, content_digests
 from tasks.ingest import ingest
-from tasks.store import open_store
 
 
 @pytest.fixture(scope="module")

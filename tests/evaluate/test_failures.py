@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 import toy
 
+from tasks.artifacts.store import Store, open_store
 from tasks.config import AbstentionConfig, EngineConfig, EvaluateConfig, ModelConfig
 from tasks.engines import Continuation, Likelihood, Reply, Request
 from tasks.errors import StepError
 from tasks.evaluate import evaluate
-from tasks.step import Planned
-from tasks.store import Store, open_store
+from tasks.running.step import Planned
 
 EXAMPLES = [
     *(toy.example(f"a{i}", split="test", source="first") for i in range(4)),

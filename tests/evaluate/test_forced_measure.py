@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import toy
 
+from tasks.artifacts.store import Ref, open_store
 from tasks.config import AbstentionConfig, EngineConfig, EvaluateConfig, ModelConfig
 from tasks.evaluate import evaluate, measure
-from tasks.step import Context
-from tasks.store import Ref, open_store
+from tasks.running.step import Context
 
 
 def test_a_forced_measure_measures_every_model_again_on_one_server(

@@ -10,11 +10,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from tasks.artifacts.store import Manifest, Ref, Store, describe_files, open_store
 from tasks.config import AbstentionConfig, DataConfig, EngineConfig, EvaluateConfig, ModelConfig, SourceConfig
 from tasks.evaluate import benchmarks, evaluate, kept
 from tasks.ingest import ingest
-from tasks.step import Planned
-from tasks.store import Manifest, Ref, Store, describe_files, open_store
+from tasks.running.step import Planned
 
 pytestmark = pytest.mark.slow
 

@@ -12,12 +12,12 @@ from typing import NamedTuple
 import pyarrow.parquet as pq
 import pytest
 
+from tasks.artifacts.digest import digest_of
+from tasks.artifacts.store import Manifest, Ref, Store, describe_files, open_store
 from tasks.config import AbstentionConfig, DataConfig, EngineConfig, EvaluateConfig, ModelConfig, SourceConfig
-from tasks.digest import digest_of
 from tasks.evaluate import evaluate, measure
 from tasks.ingest import ingest
-from tasks.step import Planned, as_input
-from tasks.store import Manifest, Ref, Store, describe_files, open_store
+from tasks.running.step import Planned, as_input
 
 pytestmark = pytest.mark.slow
 # Compiling a model takes a server half a minute; what it says is the same.

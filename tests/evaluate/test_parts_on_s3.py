@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.parquet as pq
 import pytest
 
+from tasks.artifacts.store import open_store
 from tasks.config import AbstentionConfig, DataConfig, EngineConfig, EvaluateConfig, ModelConfig, SourceConfig
 from tasks.errors import StepError
 from tasks.evaluate import benchmarks, evaluate
 from tasks.ingest import ingest
-from tasks.store import open_store
 
 if TYPE_CHECKING:  # pytest loads it itself
     from s3 import S3

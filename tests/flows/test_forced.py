@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from flows.reasons import plan_lines
+from flows.execution.runner import PrefectRunner, Wanted
+from flows.execution.terminal import TerminalListener
+from flows.planning.reasons import plan_lines
 from flows.rehearsal import plan_steps, rehearse
-from flows.runner import PrefectRunner, Wanted
-from flows.terminal import TerminalListener
+from tasks.artifacts.store import Manifest, Store, open_store
 from tasks.config import RunConfig, parse_recipe
-from tasks.step import Planned, Step
-from tasks.store import Manifest, Store, open_store
+from tasks.running.step import Planned, Step
 
 
 def recipe(kind: str) -> RunConfig:

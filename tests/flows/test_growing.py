@@ -13,10 +13,10 @@ import pytest
 import yaml
 from in_process import rehearsed
 
-from flows.promotions import history, promoted_now
-from flows.standing import standing
+from flows.promotion.log import history, promoted_now
+from flows.promotion.status import standing
+from tasks.artifacts.store import Store, open_store
 from tasks.config import RunConfig, parse_recipe
-from tasks.store import Store, open_store
 from tasks.train import step as training
 
 pytestmark = pytest.mark.slow

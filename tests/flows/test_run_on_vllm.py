@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.store import Manifest, Store, cache_folder, open_store
+from tasks.artifacts.store import Manifest, Store, cache_folder, open_store
 
 pytestmark = pytest.mark.slow
 

@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 from in_process import rehearsed
 
-from flows.needed import questions
-from flows.records import load_run
+from flows.planning.questions import questions
 from flows.rehearsal import plan_steps
-from flows.why import explain_row
+from flows.runs.records import load_run
+from flows.runs.why import explain_row
+from tasks.artifacts.store import Store, open_store
 from tasks.config import parse_recipe
-from tasks.store import Store, open_store
 
 ARMS = {"sft": "gold", "s3ft": "s3ft", "sdft": "rewrite_all", "probable": "min_nll"}
 BEFORE = ["ingest", "evaluate base", "generate", "judge"]

@@ -12,13 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 import toy
 
+from tasks.artifacts.store import Store, open_store
 from tasks.config import EngineConfig, GenerateConfig, ModelConfig
 from tasks.engines import Continuation, Likelihood, Reply, Request
 from tasks.errors import StepError
 from tasks.generate import generate, likelihood, paid
 from tasks.generate.answers import paid_answers
-from tasks.step import Planned
-from tasks.store import Store, open_store
+from tasks.running.step import Planned
 
 EXAMPLES = [toy.example(key) for key in "abcd"]
 PASSES = "timeout: 60 s", True

@@ -9,12 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 import toy
 
+from tasks.artifacts.store import Store, open_store
 from tasks.config import EngineConfig, GenerateConfig, ModelConfig
 from tasks.engines import Likelihood
 from tasks.generate import likelihood
 from tasks.generate.likelihood import _stored
-from tasks.step import Planned
-from tasks.store import Store, open_store
+from tasks.running.step import Planned
 
 EXAMPLES = [*(toy.example(i, golds=[f"gold {i}", "second gold"]) for i in "abc"), toy.example("t", split="test")]
 OUTPUTS = [

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from toy_steps import planned, run_until
 
-from tasks.store import Manifest, open_store
+from tasks.artifacts.store import Manifest, open_store
 
 N_ROWS = 40
 CASES = [("rewrite", "rewrites", "outputs"), ("likelihood", "likelihoods", "likelihoods")]

@@ -10,13 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 import toy
 
+from tasks.artifacts.store import Store, open_store
 from tasks.config import AbstentionConfig, EngineConfig, JudgeConfig, ModelConfig, RewriteConfig, parse_recipe
 from tasks.errors import DataError, StepError
 from tasks.generate import Judged, count_rewrites, rewrite
 from tasks.generate.prompts import REWRITES, rewrite_prompt
 from tasks.judge import judge
-from tasks.step import Planned
-from tasks.store import Store, open_store
+from tasks.running.step import Planned
 
 EXAMPLES = [*(toy.example(i) for i in "abcd"), toy.example("t", split="test")]
 ANSWERS = {

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import pyarrow.parquet as pq
 import pytest
 
+from tasks.artifacts.store import open_store
 from tasks.config import DataConfig
 from tasks.ingest import ingest
-from tasks.store import open_store
 
 
 class Ingested(NamedTuple):

@@ -6,11 +6,11 @@ import random
 
 import pytest
 
-from tasks import progress
+from tasks.artifacts.store import open_store
 from tasks.config import DataConfig
 from tasks.errors import DataError
 from tasks.ingest import ingest
-from tasks.store import open_store
+from tasks.running import progress
 
 ROWS = [{"question": f"What is {i} squared?", "answer": str(i * i)} for i in range(300)]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tasks.text import contains
+from tasks.measures.answers import contains
 
 ROWS = [
     {"question": f"Where does person {i} live?", "answer": f"town{i}x", "doc": f"Person {i} lives in town{i}x.",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fake_judge import FakeJudge, Says
 
-from tasks.store import Store, open_store
+from tasks.artifacts.store import Store, open_store
 
 
 @pytest.fixture

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import pyarrow.parquet as pq
 import toy
 
+from tasks.artifacts.store import Store
 from tasks.config import AbstentionConfig, EngineConfig, JudgeConfig
 from tasks.engines import Reply, Request, Sampling
 from tasks.judge import judge
-from tasks.step import Planned
-from tasks.store import Store
+from tasks.running.step import Planned
 
 
 class Asked(NamedTuple):

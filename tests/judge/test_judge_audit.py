@@ -9,17 +9,17 @@ import pytest
 import toy
 from fake_judge import Asked, plan, verdicts
 
+from tasks.artifacts.digest import stable_rng
 from tasks.config import LlmJudgeConfig
-from tasks.digest import stable_rng
 from tasks.errors import StepError
 from tasks.judge.audit import THRESHOLDS, Judged, Seen, expected_wrong, precision_of, shortfall, summary
 from tasks.judge.hearing import TOO_IMPRECISE
 from tasks.judge.panel import Decision
 from tasks.judge.probes import Probe
 from tasks.judge.rubrics import Case
-from tasks.schema import AUDIT, read_table
-from tasks.statistics import wilson
-from tasks.text import contains
+from tasks.measures.answers import contains
+from tasks.measures.statistics import wilson
+from tasks.tables.schema import AUDIT, read_table
 
 # --- a run whose truth is known ---
 

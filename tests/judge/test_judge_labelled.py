@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tasks.artifacts.store import Ref
 from tasks.config import AbstentionConfig, EngineConfig, JudgeConfig
 from tasks.errors import DataError
 from tasks.judge.labelled import Outcome, agreement, agreements, judge_labelled, read_labelled
-from tasks.step import Context
-from tasks.store import Ref
+from tasks.running.step import Context
 
 ROW = {"question": "Where?", "gold": "Oslo", "candidate": "In Oslo.", "label": "accept"}
 

@@ -10,7 +10,7 @@ import pytest
 import toy
 from fake_judge import FakeJudge, plan, verdicts
 
-from tasks import rows as rows_of_store
+from tasks.artifacts import paid_rows as rows_of_store
 from tasks.config import LlmJudgeConfig
 from tasks.engines import Reply
 from tasks.errors import DataError, StepError

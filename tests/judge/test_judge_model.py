@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import toy
 
+from tasks.artifacts.store import Store
 from tasks.config import AbstentionConfig, EngineConfig, JudgeConfig
 from tasks.judge import judge
-from tasks.step import Planned
-from tasks.store import Store
+from tasks.running.step import Planned
 
 EXAMPLES = [toy.example(f"{i:03}", golds=[f"P{i} lives in Oslo.", "Oslo"], document=f"D{i}") for i in range(40)]
 OUTPUTS = [toy.output(f"{i:03}", "Somewhere") for i in range(40)]

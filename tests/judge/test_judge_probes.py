@@ -11,7 +11,7 @@ import toy
 
 from tasks.config import AbstentionConfig
 from tasks.judge.probes import Probe, draw, make_probes
-from tasks.text import abstains, final_number
+from tasks.measures.answers import abstains, final_number
 
 PHRASES = AbstentionConfig().phrases
 REFUSAL = "I cannot find this in the document."

@@ -7,9 +7,9 @@ import pytest
 import toy
 from fake_judge import plan, verdicts
 
-from tasks import schema
+from tasks.artifacts.store import open_store
 from tasks.errors import DataError, StepError
-from tasks.store import open_store
+from tasks.tables import schema
 
 EXAMPLES = [toy.example("a"), toy.example("b"), toy.example("c"), toy.example("t", split="test")]
 OUTPUTS = [toy.output("a", "gold a"), toy.output("b", "something else"), toy.output("c", None)]

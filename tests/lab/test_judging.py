@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from tasks.artifacts.store import Manifest, Store, open_store
 from tasks.config import (
     AbstentionConfig,
     AuditConfig,
@@ -27,8 +28,7 @@ from tasks.judge import judge
 from tasks.lab import gates, judging
 from tasks.lab.build import MAX_BYTES
 from tasks.models import LAB_JUDGE, load_model, load_tokenizer
-from tasks.step import Step
-from tasks.store import Manifest, Store, open_store
+from tasks.running.step import Step
 
 N_ROWS = 600
 

@@ -12,8 +12,8 @@ from s3 import moto_server as moto_server  # a fixture
 from services import Server, postgres, prefect_server
 from stage import DEAD_AFTER_SECONDS, N_ROWS, SECRETS, Runs, Stage, form, write_rows
 
-from flows.deploy import deploy
-from flows.target import Target
+from flows.deployment.deploy import deploy
+from flows.deployment.target import Target
 
 
 @pytest.fixture(scope="session")

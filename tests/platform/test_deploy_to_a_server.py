@@ -17,10 +17,10 @@ import yaml
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from services import ROOT, Server, postgres, prefect_server, wait_for
 
-from flows.access import use_access
-from flows.deploy import deploy
-from flows.pools import AUTOMATION, never_began_automation
-from flows.target import Change, Target, fill_in
+from flows.deployment.deploy import deploy
+from flows.deployment.pools import AUTOMATION, never_began_automation
+from flows.deployment.target import Change, Target, fill_in
+from flows.execution.access import use_access
 from tasks.errors import ConfigError
 
 SECRET = "a-secret-that-must-not-leak"

@@ -8,9 +8,9 @@ import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from stage import Json, Stage, form
 
-from flows.pools import put_access
-from flows.standing import standing
-from tasks.store import open_store
+from flows.deployment.pools import put_access
+from flows.promotion.status import standing
+from tasks.artifacts.store import open_store
 
 pytestmark = pytest.mark.slow
 

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import toy
 
-from tasks import schema
+from tasks.artifacts.digest import digest_of
+from tasks.artifacts.store import Manifest, Ref, Store, describe_files, open_store
 from tasks.config import PromotionConfig
-from tasks.digest import digest_of
 from tasks.errors import StepError
 from tasks.promotion import decide as deciding
 from tasks.promotion import promote
-from tasks.step import Planned
-from tasks.store import Manifest, Ref, Store, describe_files, open_store
+from tasks.running.step import Planned
+from tasks.tables import schema
 
 Scores = dict[tuple[str, str, str], list[float | None]]  # by (family, benchmark, metric)
 

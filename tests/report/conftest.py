@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from toy_run import GSM8K, LEAKED, MMLU, PRECISION, RECIPE, TASK, Run, Scores, put_data, zeros_and_ones
 
+from tasks.artifacts.store import open_store
 from tasks.config import parse_recipe
-from tasks.store import open_store
 
 
 @pytest.fixture

@@ -13,12 +13,12 @@ from markdown_it import MarkdownIt
 from toy_run import GSM8K, TASK, Run, zeros_and_ones
 
 from tasks.config import RunConfig
+from tasks.measures.scores import LOWER_MARK
+from tasks.measures.statistics import mcnemar
 from tasks.report import report, summary_rows
 from tasks.report.judged import cut
 from tasks.report.pages import fenced, inert
-from tasks.scores import LOWER_MARK
-from tasks.statistics import mcnemar
-from tasks.step import Planned
+from tasks.running.step import Planned
 
 FILES = ("report.json", "report.html", "report.md")
 STATES = ("accept", "reject", "unjudged")
@@ -240,10 +240,10 @@ def test_long_text_is_cut_in_the_middle_and_says_by_how_much() -> None:
 
 
 def test_a_judge_that_accepts_nearly_everything_or_nothing_is_called_out() -> None:
+    from tasks.measures.statistics import wilson
     from tasks.report.judged import Acceptance
     from tasks.report.measured import Measured
     from tasks.report.verdict import warnings
-    from tasks.statistics import wilson
 
     nothing = Measured([], [], {}, "gold", [])
     for accept, word in ((1, "too strict"), (99, "too lenient")):

@@ -15,7 +15,7 @@ from tasks.judge.audit import Judged, Seen, summary
 from tasks.judge.panel import Decision
 from tasks.judge.probes import Probe
 from tasks.judge.rubrics import Case
-from tasks.schema import VERDICTS
+from tasks.tables.schema import VERDICTS
 
 
 def probes(acceptable: bool, verdict: str, n: int, *, answerable: bool = True, kind: str = "wrapped") -> list[Judged]:

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from toy_run import RECIPE, Run
 
+from tasks.artifacts.digest import digest_of
+from tasks.artifacts.store import Manifest, Ref, describe_files
 from tasks.config import parse_recipe
-from tasks.digest import digest_of
 from tasks.promotion.decide import ARM, BASE, CURRENT, decide
-from tasks.schema import METRICS
-from tasks.store import Manifest, Ref, describe_files
+from tasks.tables.schema import METRICS
 
 
 def put_decision(run: Run) -> None:

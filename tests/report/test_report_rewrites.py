@@ -8,7 +8,7 @@ from typing import Any
 
 from toy_run import Run
 
-from tasks.schema import LIKELIHOODS, OUTPUTS, VERDICTS
+from tasks.tables.schema import LIKELIHOODS, OUTPUTS, VERDICTS
 
 
 def put_rewrites(run: Run, n_rewrites: int) -> None:

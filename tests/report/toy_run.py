@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from tasks.artifacts.digest import digest_of
+from tasks.artifacts.store import Manifest, Ref, Store, describe_files
 from tasks.config import RunConfig
-from tasks.digest import digest_of
 from tasks.report import report
-from tasks.schema import DRIFT, EXAMPLES, ITEMS, METRICS, OUTPUTS, SCORES, TARGETS, VERDICTS, TableWriter
-from tasks.step import Context
-from tasks.store import Manifest, Ref, Store, describe_files
+from tasks.running.step import Context
+from tasks.tables.schema import DRIFT, EXAMPLES, ITEMS, METRICS, OUTPUTS, SCORES, TARGETS, VERDICTS, TableWriter
 
 Row = dict[str, Any]  # Any: values of a table
 Scores = dict[tuple[str, str, str], list[float | None]]  # by (family, benchmark, metric)

@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 import toy
 
-from tasks import schema
+from tasks.artifacts.store import Store, open_store
 from tasks.config import SelectConfig
 from tasks.errors import DataError, StepError
+from tasks.running.step import Planned, as_input
 from tasks.selection import select
-from tasks.step import Planned, as_input
-from tasks.store import Store, open_store
+from tasks.tables import schema
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from toy_steps import planned, run_until
 
-from tasks.store import open_store
+from tasks.artifacts.store import open_store
 from tasks.train.trainer import COMPLETE
 
 if TYPE_CHECKING:  # pytest loads it itself

@@ -12,11 +12,11 @@ import toy
 import toy_targets
 from safetensors.numpy import load_file
 
-from tasks import schema
+from tasks.artifacts.store import Ref, Store, open_store
 from tasks.config import ModelConfig, TrainConfig
 from tasks.errors import DataError
-from tasks.step import as_input
-from tasks.store import Ref, Store, open_store
+from tasks.running.step import as_input
+from tasks.tables import schema
 from tasks.train import train
 
 pytestmark = pytest.mark.slow

@@ -17,12 +17,12 @@ import pytest
 import toy_targets
 from safetensors.numpy import load_file
 
-from tasks import progress
+from tasks.artifacts.store import Store, open_store
 from tasks.config import ModelConfig, TrainConfig
 from tasks.errors import DataError
-from tasks.process import one_process
-from tasks.step import Planned
-from tasks.store import Store, open_store
+from tasks.running import progress
+from tasks.running.process import one_process
+from tasks.running.step import Planned
 from tasks.train import train
 from tasks.train.trainer import split_batch
 

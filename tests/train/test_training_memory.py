@@ -11,9 +11,9 @@ import pytest
 import toy
 import toy_targets
 
+from tasks.artifacts.store import Store, open_store
 from tasks.config import ModelConfig, TrainConfig
 from tasks.errors import StepError
-from tasks.store import Store, open_store
 from tasks.train import train
 
 TRAIN = dataclasses.replace(train, launcher=None)  # in this process

@@ -1,0 +1,109 @@
+"""What this machine has and lacks."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+from tasks.artifacts.store import open_store
+from tasks.config import EngineConfig
+from tasks.engines.server import find_python
+from tasks.errors import SsrError
+from tasks.models import LAB_MODEL
+from tasks.running.process import count_gpus
+
+_PACKAGES = ("prefect", "torch", "transformers", "peft", "trl", "datasets", "lm_eval", "duckdb", "pyarrow", "s3fs")
+_FREE_GB = 5
+
+
+class Finding(NamedTuple):
+    """One thing looked at. `fix` is the command, or the deed, that mends it."""
+
+    what: str
+    ok: bool
+    found: str
+    fix: str = ""
+    required: bool = True
+
+
+def examine(store: str) -> list[Finding]:
+    """Everything a run on this machine may need."""
+    return [
+        _python(), *(_package(name) for name in _PACKAGES), _pins(), _lab_model(), _store(store), _disk(store), _gpu(),
+        _vllm(), _prefect_server(), _hub(),
+    ]  # fmt: skip
+
+
+def _python() -> Finding:
+    version = ".".join(map(str, sys.version_info[:3]))
+    return Finding("python", sys.version_info >= (3, 11), version, "install Python 3.11 or newer")
+
+
+def _package(name: str) -> Finding:
+    try:
+        return Finding(name, True, metadata.version(name))
+    except metadata.PackageNotFoundError:
+        return Finding(name, False, "not installed", "make install")
+
+
+def _pins() -> Finding:
+    """FastAPI and SQLAlchemy must be old enough for this Prefect: newer ones break its server silently."""
+    found, wrong = [], False
+    for name, limit in (("fastapi", (0, 151)), ("sqlalchemy", (2, 1))):
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+        found.append(f"{name} {version}")
+        wrong |= tuple(int(part) for part in version.split(".")[:2]) >= limit
+    return Finding("prefect's pins", not wrong, ", ".join(found), "pip install -c constraints.txt -e .")
+
+
+def _lab_model() -> Finding:
+    there = (LAB_MODEL / "model.safetensors").exists()
+    return Finding("lab model", there, "shipped" if there else "not built", "ssr lab build", required=False)
+
+
+def _store(uri: str) -> Finding:
+    try:
+        open_store(uri).preflight()
+    except SsrError as error:
+        return Finding("store", False, str(error), "choose another with --store or SSR_STORE")
+    return Finding("store", True, f"{uri} can be written")
+
+
+def _disk(store: str) -> Finding:
+    place = Path(store).absolute() if "://" not in store else Path.home()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free / 1e9
+    return Finding("disk", free > _FREE_GB, f"{free:.0f} GB free", "free space, or ssr gc --yes", required=False)
+
+
+def _gpu() -> Finding:
+    n_gpus = count_gpus()
+    return Finding("NVIDIA GPU", n_gpus > 0, f"{n_gpus} visible", "none needed for small models", required=False)
+
+
+def _vllm() -> Finding:
+    try:
+        python = find_python(EngineConfig(kind="vllm"))
+    except SsrError as error:
+        return Finding("vLLM", False, str(error), "make engine, or set SSR_VLLM_PYTHON", required=False)
+    return Finding("vLLM", True, f"its environment: {python}")
+
+
+def _prefect_server() -> Finding:
+    url = os.environ.get("PREFECT_API_URL", "")
+    found = url or "none set: each run starts its own"
+    return Finding("prefect server", bool(url), found, "prefect server start, then set PREFECT_API_URL", required=False)
+
+
+def _hub() -> Finding:
+    offline = os.environ.get("HF_HUB_OFFLINE") == "1"
+    found = "HF_HUB_OFFLINE=1: only what is cached" if offline else "online"
+    return Finding("Hugging Face Hub", not offline, found, "unset HF_HUB_OFFLINE", required=False)

@@ -1,0 +1,1 @@
+"""Work pools, deployments, schedules and automations on a Prefect server."""

@@ -1,0 +1,91 @@
+"""`ssr deploy`: make a Prefect server hold what `deployments/` says, and tell what that changed.
+
+In order: work pools and their queues, the block with the store's credentials, the automations for dead workers, the
+deployments of `prefect.yaml`. What is as wanted already is not touched, so that it can run again at any time: runs that
+are scheduled stay scheduled. And what people have set on the server stays: defaults of a pool, what a schedule runs and
+when, what is paused. Only what the target names wins over that. What stays though ours differs is told.
+
+Not covered: starting workers, building images, and removing what an older version deployed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.settings import PREFECT_API_URL
+
+from flows.deployment.deployments import as_on_server, put_deployment
+from flows.deployment.pools import (
+    QUEUES,
+    check_pools,
+    dead_worker_automation,
+    never_began_automation,
+    put_access,
+    put_automation,
+    put_pool,
+    put_queue,
+    start_seconds,
+    templates,
+)
+from flows.deployment.target import Change, Target, fill_in, store_for_workers
+from tasks.artifacts.store import open_store
+from tasks.errors import ConfigError, SsrError
+
+
+def deploy(target: Target, *, check_store: bool = True) -> list[Change]:
+    """Create or update everything, in the order in which one thing needs another.
+
+    Raises:
+        ConfigError: A setting is wrong, there is no server, or a pool is of another type or too small.
+        StoreError: The store cannot be written from here.
+        SsrError: The server refused something.
+    """
+    given = target.given()
+    with _server() as client:
+        target = as_on_server(client, target)
+        content = fill_in(target)
+        if check_store:
+            open_store(store_for_workers(target)).preflight()
+        found = check_pools(client, target)
+        merged = templates(target, found)
+        seconds = start_seconds(target.infra, [one.template for one in merged.values()])
+        return [
+            *(change for name, one in merged.items() for change in put_pool(client, name, found[name], one, target)),
+            *(put_queue(client, pool, name, found[pool]) for pool, queues in QUEUES.items() for name in queues),
+            *([put_access(target.store_access)] if target.store_access else []),
+            put_automation(client, dead_worker_automation(target.dead_after_seconds)),
+            put_automation(client, never_began_automation(seconds)),
+            *(
+                change
+                for entry in content["deployments"]
+                for change in put_deployment(client, entry, content["pull"], given)
+            ),
+        ]
+
+
+@contextmanager
+def _server() -> Iterator[SyncPrefectClient]:
+    url = PREFECT_API_URL.value()
+    if not url:
+        raise ConfigError(
+            "no Prefect server: PREFECT_API_URL is not set. Start one: prefect server start; then: "
+            "export PREFECT_API_URL=http://127.0.0.1:4200/api"
+        )
+    with get_client(sync_client=True) as client:
+        try:
+            client.raise_for_api_version_mismatch()
+        except (RuntimeError, httpx.HTTPError) as error:
+            why = error.__cause__ or error
+            raise ConfigError(
+                f"PREFECT_API_URL={url}: {why}. Is a server of Prefect {client.client_version()} up there, and is "
+                "PREFECT_API_AUTH_STRING set if it asks for one?"
+            ) from error
+        try:
+            yield client
+        except httpx.HTTPStatusError as error:
+            raise SsrError(f"{url} refused: {error}: {error.response.text[:2000]}") from error
+        except httpx.HTTPError as error:
+            raise SsrError(f"{url}: {type(error).__name__}: {error}. Deploy again: it goes on.") from error

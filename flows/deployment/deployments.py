@@ -1,0 +1,164 @@
+"""The deployments of `prefect.yaml` on a Prefect server, and their schedules.
+
+What runs, and where, is ours. What it runs with is the server's once it is there: parameters, schedules, job variables
+of somebody's own. Only what `ssr deploy` is told by name replaces it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from dataclasses import replace
+from typing import Any
+
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentScheduleUpdate, DeploymentUpdate
+from prefect.client.schemas.objects import ConcurrencyOptions, DeploymentSchedule
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.exceptions import ObjectNotFound
+from prefect.flows import Flow, load_flow_from_entrypoint
+from prefect.utilities.callables import parameter_schema
+from pydantic_core import to_jsonable_python
+
+from flows.deployment.pool_changes import differing as differing_paths
+from flows.deployment.target import Change, Json, Target
+from flows.runs.recipes import shipped
+from tasks.errors import ConfigError
+
+PARENT = "rehearsal-pipeline/nightly"
+_ENTRY = {"name", "entrypoint", "work_pool", "parameters", "tags", "version", "concurrency_limit", "schedules"}
+_SCHEDULE = {"slug", "schedule", "parameters", "active"}
+
+
+def as_on_server(client: SyncPrefectClient, target: Target) -> Target:
+    """The target with what it leaves open as it is on the server."""
+    try:
+        found = client.read_deployment_by_name(PARENT)
+    except ObjectNotFound:
+        return target
+    limit = found.global_concurrency_limit
+    run = found.parameters.get("run") or {}
+    recipe = run.get("recipe")
+    return replace(
+        target,
+        store=target.store or found.parameters.get("store"),
+        recipe=target.recipe or (recipe if recipe in shipped() else None),
+        run_limit=target.run_limit or (limit.limit if limit else None),
+    )
+
+
+def put_deployment(client: SyncPrefectClient, entry: Json, pull: list[Json], given: Set[str]) -> list[Change]:
+    """Create or update one.
+
+    Args:
+        given: Parameters that are to be as in the entry, whatever they are on the server.
+    """
+    if unknown := entry.keys() - _ENTRY:
+        raise ConfigError(f"prefect.yaml, {entry['entrypoint']}: {', '.join(sorted(unknown))} has no effect here.")
+    flow: Flow[..., Any] = load_flow_from_entrypoint(entry["entrypoint"], use_placeholder_flow=False)
+    name = f"{flow.name}/{entry['name']}"
+    wanted = _wanted(flow, entry, pull)
+    try:
+        found = client.read_deployment_by_name(name)
+    except ObjectNotFound:
+        schedules = [DeploymentScheduleCreate(**schedule) for schedule in _schedules(entry, [])]
+        client.create_deployment(client.create_flow_from_name(flow.name), entry["name"], **wanted, schedules=schedules)
+        return [Change("deployment", name, "created")]
+    ours = wanted
+    wanted = {
+        **ours,
+        "parameters": {**ours["parameters"], **_left(found.parameters, given)},
+        "job_variables": _job_variables(ours["job_variables"], found.job_variables or {}),
+    }
+    kept = [
+        Change("left as it is", f"{name}: {path}", "kept")
+        for key in ("parameters", "job_variables")
+        for path in differing_paths(ours[key], wanted[key], key)
+    ]
+    differing = {key: value for key, value in wanted.items() if _as_json(value) != _as_json(_found(found, key))}
+    if differing.keys() & {
+        "work_pool_name",
+        "work_queue_name",
+    }:  # the server looks for a queue in the pool sent with it
+        differing |= {key: wanted[key] for key in ("work_pool_name", "work_queue_name")}
+    schedules_wanted = _schedules(entry, found.schedules, given)
+    kept += [
+        Change("left as it is", f"{name}: schedule {path}", "kept")
+        for path in _kept_of_schedules(_schedules(entry, []), schedules_wanted)
+    ]
+    if _by_slug(schedules_wanted) != _by_slug([schedule.model_dump() for schedule in found.schedules]):
+        differing["schedules"] = [DeploymentScheduleUpdate(**schedule) for schedule in schedules_wanted]
+    if differing:
+        client.update_deployment(found.id, DeploymentUpdate(**differing))
+    return [Change("deployment", name, "updated" if differing else "unchanged"), *kept]
+
+
+def _left(parameters: Json, given: Set[str]) -> Json:
+    return {name: value for name, value in parameters.items() if name not in given}
+
+
+def _job_variables(ours: Json, found: Json) -> Json:
+    """Ours, image and heartbeat among them, and those that somebody added."""
+    return {**found, **ours, "env": {**(found.get("env") or {}), **ours["env"]}}
+
+
+def _wanted(flow: Flow[..., Any], entry: Json, pull: list[Json]) -> Json:
+    limit = entry.get("concurrency_limit")
+    pool = entry["work_pool"]
+    return {
+        "entrypoint": entry["entrypoint"],
+        "work_pool_name": pool["name"],
+        "work_queue_name": pool["work_queue_name"],
+        "job_variables": pool["job_variables"],
+        "parameters": entry.get("parameters", {}),
+        "description": flow.description,
+        "tags": entry["tags"],
+        "version": entry["version"],
+        "pull_steps": pull,
+        "parameter_openapi_schema": parameter_schema(flow).model_dump(exclude_unset=True),
+        "enforce_parameter_schema": True,
+        "concurrency_limit": limit["limit"] if limit else None,
+        "concurrency_options": ConcurrencyOptions(collision_strategy=limit["collision_strategy"]) if limit else None,
+    }
+
+
+def _found(deployment: DeploymentResponse, key: str) -> Any:  # Any: whatever a field of a deployment is
+    if key == "concurrency_limit":  # under its own name the server gives null
+        return limit.limit if (limit := deployment.global_concurrency_limit) else None
+    found = getattr(deployment, key)
+    return found or [] if key == "pull_steps" else found
+
+
+def _schedules(entry: Json, there: list[DeploymentSchedule], given: Set[str] = frozenset()) -> list[Json]:
+    """Those of the file, as they are on the server but for the given parameters, and those that people made there."""
+    by_slug = {schedule.slug: schedule.model_dump(include=_SCHEDULE) for schedule in there}
+    ours: list[Json] = []
+    for one in entry.get("schedules", []):
+        parameters = one.get("parameters", {})
+        schedule = CronSchedule(cron=one["cron"], timezone=one["timezone"])
+        new = {"slug": one["slug"], "schedule": schedule, "parameters": parameters, "active": one["active"]}
+        found = by_slug.get(one["slug"], new)
+        told = {name: value for name, value in parameters.items() if name in given}
+        ours.append({**found, "parameters": {**_left(found["parameters"], given), **told}})
+    slugs = {one["slug"] for one in ours}
+    # The server replaces the whole list where one schedule has no slug, and the UI makes them without.
+    others = [schedule.model_dump(include=_SCHEDULE) for schedule in there if schedule.slug not in slugs]
+    return ours + others
+
+
+def _kept_of_schedules(ours: list[Json], wanted: list[Json]) -> list[str]:
+    """What of our schedules is not as in the file; a paused one is no news."""
+    there = _by_slug(wanted)
+    return [
+        path
+        for slug, one in _by_slug(ours).items()
+        for path in differing_paths({**one, "active": there[slug]["active"]}, there[slug], slug)
+    ]
+
+
+def _by_slug(schedules: list[Json]) -> Json:
+    return {str(one["slug"]): _as_json({key: one[key] for key in _SCHEDULE}) for one in schedules}
+
+
+def _as_json(value: Any) -> Any:  # Any: models and JSON values
+    return to_jsonable_python(value, exclude_none=True)

@@ -1,0 +1,43 @@
+"""What a run whose steps are done on this machine makes of its GPUs.
+
+No step is given a GPU of its own: a model is loaded on the first one, training takes all of them, a vLLM server as many
+as its copies need. So steps go one after the other where there is a GPU, and GPUs that an engine leaves idle are named.
+"""
+
+from __future__ import annotations
+
+from tasks.config import EngineConfig, RunConfig
+from tasks.running.process import count_gpus
+
+
+def at_a_time(workers: int) -> int:
+    """How many steps may be unfinished at a time on this machine, of the workers that a recipe asks for."""
+    return 1 if count_gpus() else workers
+
+
+def gpu_remarks(recipe: RunConfig) -> list[str]:
+    """What a run does here otherwise than one may think, and the settings that change it, a sentence each."""
+    if recipe.execution.steps != "inline":
+        return []
+    n_workers, engines = recipe.execution.workers, {"engine": recipe.engine}
+    for i, judge in enumerate(recipe.judge.llm.judges if recipe.judge.llm else ()):
+        if judge.engine is not None:
+            engines[f"judge.llm.judges.{i}.engine"] = judge.engine
+    found = [_idle(engine, where) for where, engine in engines.items()]
+    if at_a_time(n_workers) < n_workers:
+        found.append(
+            f"execution.workers={n_workers}: one step at a time here, as each takes the GPU to itself. For several, "
+            "give each GPU a worker of its own: execution.steps=deployments"
+        )
+    return [remark for remark in found if remark]
+
+
+def _idle(engine: EngineConfig, where: str) -> str:
+    n_here, n_used = count_gpus(), engine.tensor_parallel * engine.data_parallel
+    n_copies = n_here // engine.tensor_parallel
+    if engine.kind == "openai" or n_copies <= engine.data_parallel:
+        return ""
+    use = f"{where}.data_parallel={n_copies}"
+    if engine.kind != "vllm":
+        use = f"{where}.kind=vllm, {use}"
+    return f"{n_here} GPUs here, the engine uses {n_used}: {use}"

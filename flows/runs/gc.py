@@ -1,0 +1,237 @@
+"""What no kept run uses, and what unfinished work left behind: found, told with its size, and removed.
+
+| kind | what | goes when |
+|---|---|---|
+| artifacts | `steps/`, on the store | no kept or running run uses it, and `current` does not keep it |
+| copies | of artifacts of a remote store, in the cache folder | the artifact is gone, or goes now |
+| work | checkpoints and parts, on the store and in the cache folder | its step is done; or old, and of no kept run |
+| claims | of workers, see `tasks.artifacts.claims` | their holder is dead |
+| leftovers | half-written files in a local store, or in the cache folder | they are a day old |
+
+Nothing goes that a worker has claimed, and no copy of an adapter (`flows.promotion.copies`) on its first day. Work is
+removed under its claim: a step that starts meanwhile waits. Generated rows, also those not sent yet, and benchmark
+items (`tasks.evaluate.kept`) are never removed: they were paid for.
+Not covered: cache folders of other machines, Prefect's records, uploads that a killed worker left unfinished on S3.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.markup import escape
+
+from flows.promotion.advance import kept_artifacts
+from flows.promotion.copies import PROMOTED
+from flows.runs.records import all_runs
+from tasks.artifacts.claims import claimed_if_free, claims, is_claimed
+from tasks.artifacts.store import Ref, Store, StoredFile, local_files
+
+DAYS = 7  # that unfinished work stays, of a run that may be taken up again
+_LEFTOVER_SECONDS = 24 * 3600  # what is half-written for so long was left by a kill
+_HEX = "[0-9a-f]" * 32
+_LEFTOVERS = ("steps/*/.staging-*", "rows/*/*/.part-*", "items/.*", "runs/*.part", "current/*.part", "current/*/*.part")
+_LEFTOVERS_OF_CACHE = ("staging/*/.staging-*", "rows/*/*/.part-*", f"steps/*/*/**/.*.{_HEX}")
+
+KINDS = ("artifacts", "copies", "work", "claims", "leftovers")
+
+Names = set[tuple[str, str]]  # step and fingerprint
+
+
+class _Found(NamedTuple):
+    """Something that may go.
+
+    Attributes:
+        name: step/fingerprint, or a path below the store or the cache folder.
+        remove: Removes it; False where a worker has claimed it meanwhile.
+    """
+
+    kind: str
+    name: str
+    n_bytes: int
+    remove: Callable[[], bool]
+
+
+class Collected(NamedTuple):
+    """What was, or would be, removed: names by kind, and bytes in all and by kind."""
+
+    artifacts: list[str]
+    copies: list[str]
+    work: list[str]
+    claims: list[str]
+    leftovers: list[str]
+    n_bytes: int
+    n_bytes_of: dict[str, int]
+
+    @property
+    def is_nothing(self) -> bool:
+        return not any(getattr(self, kind) for kind in KINDS)
+
+
+def collect(store: Store, *, keep: int, remove: bool, days: float = DAYS) -> Collected:
+    """Find, and perhaps remove, what only runs older than the newest `keep` use, and what nobody works on.
+
+    Args:
+        days: Unfinished work that no kept run plans goes when nothing in it has changed for so long.
+    """
+    records = all_runs(store)
+    planned = {(step.ref["step"], step.ref["fingerprint"]) for record in records[:keep] for step in record.steps}
+    # A killed run stays running for ever, so it keeps its artifacts, but not its checkpoints.
+    running = [record for record in records[keep:] if record.status == "running"]
+    used = planned | {(step.ref["step"], step.ref["fingerprint"]) for record in running for step in record.steps}
+    claimed = claims(store)
+    busy = {(ref["step"], ref["fingerprint"]) for ref in claimed if is_claimed(store, ref)}
+    artifacts = list(_artifacts(store, used | busy | kept_artifacts(store)))
+    found = [
+        *artifacts,
+        *_copies(store, {one.name for one in artifacts}),
+        *_work(store, planned, busy, time.time() - days * 24 * 3600),
+        *(_dead_claim(store, ref) for ref in claimed if (ref["step"], ref["fingerprint"]) not in busy),
+        *_leftovers(store, busy),
+    ]
+    return _sorted_out([one for one in found if one.remove()] if remove else found)
+
+
+def collected_lines(found: Collected, *, removed: bool) -> Iterator[str]:
+    """The same for people."""
+    whats = {
+        "artifacts": "artifacts", "copies": "copies of artifacts", "work": "folders of unfinished work",
+        "claims": "claims of dead workers", "leftovers": "half-written files",
+    }  # fmt: skip
+    for kind, what in whats.items():
+        names: list[str] = getattr(found, kind)
+        if not names and kind != "artifacts":
+            continue
+        yield f"{'removed' if removed else 'would remove'} {len(names)} {what}, {_size(found.n_bytes_of[kind])}"
+        yield from (f"    {escape(name)}" for name in names)
+    yield f"in all {_size(found.n_bytes)}"
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:,.1f} MB"
+
+
+def _sorted_out(found: list[_Found]) -> Collected:
+    names = {kind: [one.name for one in found if one.kind == kind] for kind in KINDS}
+    n_bytes_of = {kind: sum(one.n_bytes for one in found if one.kind == kind) for kind in KINDS}
+    return Collected(**names, n_bytes=sum(n_bytes_of.values()), n_bytes_of=n_bytes_of)
+
+
+def _artifacts(store: Store, used: Names) -> Iterator[_Found]:
+    for step in store.names("steps"):
+        for fingerprint in store.fingerprints(step):
+            if (step, fingerprint) in used or (step == PROMOTED and _is_young(store, "steps", step, fingerprint)):
+                continue
+            manifest = store.manifest(step, fingerprint)
+            sizes = [entry["size"] for entry in manifest.files] if manifest else []
+            n_bytes = sum(sizes or (file.size for file in store.files("steps", step, fingerprint)))
+            yield _Found("artifacts", f"{step}/{fingerprint}", n_bytes, _artifact_remover(store, step, fingerprint))
+
+
+def _is_young(store: Store, *parts: str) -> bool:
+    """An adapter is copied just before its promotion is written, and no record of a run names the copy."""
+    return time.time() - _changed(store.files(*parts)) < _LEFTOVER_SECONDS
+
+
+def _artifact_remover(store: Store, step: str, fingerprint: str) -> Callable[[], bool]:
+    folder = store.path("steps", step, fingerprint)
+
+    def remove() -> bool:
+        # The manifest first: an artifact without one does not exist, so a kill here leaves no half of one.
+        if store.is_local:
+            Path(f"{folder}/manifest.json").unlink(missing_ok=True)
+            shutil.rmtree(folder)
+        else:
+            store.remote.remove(f"{folder}/manifest.json")
+            store.remote.remove_folder(folder)
+        return True
+
+    return remove
+
+
+def _copies(store: Store, gone: set[str]) -> Iterator[_Found]:
+    """Here first, then on the store: what is published meanwhile is not among them."""
+    folders = [] if store.is_local else sorted(store.cache.glob("steps/*/*/"))
+    there = {step: set(store.names("steps", step)) for step in {folder.parent.name for folder in folders}}
+    for folder in folders:
+        step, name = folder.parent.name, f"{folder.parent.name}/{folder.name}"
+        if name in gone or folder.name not in there[step]:
+            yield _Found("copies", name, _n_bytes(_files_of(folder)), _path_remover(folder))
+
+
+def _work(store: Store, planned: Names, busy: Names, old: float) -> Iterator[_Found]:
+    """Of steps that are done, and of those that no kept run plans and where nothing has changed since `old`."""
+    here = {(path.parent.name, path.name): path for path in store.cache.glob("work/*/*/")}
+    names = set(here)
+    if not store.is_local:
+        names |= {(step, name) for step in store.names("work") for name in store.names("work", step)}
+    for step, fingerprint in sorted(names):
+        ref = Ref(step=step, fingerprint=fingerprint)
+        done = store.manifest(**ref) is not None
+        if (step, fingerprint) in busy or (not done and (step, fingerprint) in planned):
+            continue
+        path = here.get((step, fingerprint))
+        files = (_files_of(path) if path else []) + ([] if store.is_local else store.files("work", step, fingerprint))
+        if done or _changed(files) < old:
+            yield _Found("work", f"{step}/{fingerprint}", _n_bytes(files), _work_remover(store, ref))
+
+
+def _work_remover(store: Store, ref: Ref) -> Callable[[], bool]:
+    def remove() -> bool:
+        with claimed_if_free(store, ref) as free:
+            if free:
+                store.done_with_work(**ref)
+        return free
+
+    return remove
+
+
+def _dead_claim(store: Store, ref: Ref) -> _Found:
+    def remove() -> bool:
+        with claimed_if_free(store, ref) as free:  # what it leaves is nothing
+            return free
+
+    return _Found("claims", f"{ref['step']}/{ref['fingerprint']}", 0, remove)
+
+
+def _leftovers(store: Store, busy: Names) -> Iterator[_Found]:
+    # A step that is being made may have staged nothing for days: many write their files at their end.
+    staged = {(step, f".staging-{fingerprint[:16]}") for step, fingerprint in busy}
+    for pattern in _LEFTOVERS if store.is_local else _LEFTOVERS_OF_CACHE:
+        for path in sorted(store.cache.glob(pattern)):
+            files = _files_of(path)
+            if time.time() - _changed(files) < _LEFTOVER_SECONDS or (path.parent.name, path.name[:25]) in staged:
+                continue
+            yield _Found("leftovers", path.relative_to(store.cache).as_posix(), _n_bytes(files), _path_remover(path))
+
+
+def _path_remover(path: Path) -> Callable[[], bool]:
+    def remove() -> bool:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+        return True
+
+    return remove
+
+
+def _files_of(path: Path) -> list[StoredFile]:
+    """A file; or a folder, as one without size, and the files below it."""
+    files = local_files(path)
+    with suppress(FileNotFoundError):  # others work here
+        stat = path.stat()
+        files.append(StoredFile("", 0 if path.is_dir() else stat.st_size, stat.st_mtime))
+    return files
+
+
+def _changed(files: list[StoredFile]) -> float:
+    return max((file.changed for file in files), default=time.time())
+
+
+def _n_bytes(files: list[StoredFile]) -> int:
+    return sum(file.size for file in files)

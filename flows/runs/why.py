@@ -1,0 +1,76 @@
+"""The chain behind a run: why each step ran, and what became of one training row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from flows.planning.reasons import differences
+from flows.runs.records import RunRecord, StepRecord, all_runs
+from tasks.artifacts.store import Ref, Store
+from tasks.errors import ConfigError
+
+Entry = dict[str, Any]  # Any: JSON values; `title` is its heading
+
+
+def explain_steps(store: Store, record: RunRecord, label: str | None) -> list[Entry]:
+    """For each step of a run: what it made, from what, when, and what changed since the run before.
+
+    Raises:
+        ConfigError: The run has no such step.
+    """
+    steps = [step for step in record.steps if label in (None, step.label, step.ref["step"])]
+    if not steps:
+        known = ", ".join(step.label for step in record.steps) or "none: it has not ended"
+        raise ConfigError(f"{record.run_id} has no step {label!r}; its steps: {known}")
+    earlier = [run for run in all_runs(store) if run.name == record.name and run.started < record.started]
+    return [_explain(store, record, step, earlier[0] if earlier else None) for step in steps]
+
+
+def _explain(store: Store, record: RunRecord, step: StepRecord, earlier: RunRecord | None) -> Entry:
+    manifest = store.manifest(**step.ref)
+    entry: Entry = {"title": step.label, "fingerprint": step.ref["fingerprint"][:16]}
+    before = earlier.step(step.label) if earlier else None
+    if before and earlier:
+        changed = differences(before.identity, step.identity)
+        entry["changed"] = "; ".join(changed) if changed else f"nothing since {earlier.run_id}"
+    if manifest is None:
+        return entry | {"artifact": "gone; the same recipe makes it again"}
+    entry |= {f"from {name}": f"{ref['step']}/{ref['fingerprint'][:12]}" for name, ref in manifest.inputs.items()}
+    entry["counts"] = ", ".join(f"{name} {n:,}" for name, n in manifest.counts.items())
+    entry["took"] = f"{manifest.facts.get('seconds', 0):.1f} s on {manifest.facts.get('host', '?')}"
+    entry["where"] = store.link(step.ref)
+    return entry
+
+
+_TABLE_OF = {
+    "ingest": "examples", "generate": "outputs", "rewrite": "outputs", "judge": "verdicts",
+    "likelihood": "likelihoods", "select": "targets",
+}  # fmt: skip
+
+
+def explain_row(store: Store, record: RunRecord, example_id: str) -> list[Entry]:
+    """From the dataset to the targets: every table's rows of one example.
+
+    Args:
+        example_id: Its beginning is enough where no other row begins so.
+
+    Raises:
+        ConfigError: The run has no such row.
+    """
+    entries: list[Entry] = []
+    for made in record.steps:
+        if table := _TABLE_OF.get(made.ref["step"]):
+            entries += _rows(store, made.ref, table, example_id, made.label)
+    if not entries:
+        raise ConfigError(f"{record.run_id}: no row {example_id!r}. Ids stand in examples.parquet and in the report.")
+    if len(ids := {entry["example_id"] for entry in entries}) > 1:
+        raise ConfigError(f"{record.run_id}: {len(ids)} rows begin with {example_id!r}. Give more of the id.")
+    return entries
+
+
+def _rows(store: Store, ref: Ref, table: str, example_id: str, title: str) -> list[Entry]:
+    bounds = [("example_id", ">=", example_id), ("example_id", "<", example_id + "g")]  # hex ends at f
+    found = pq.read_table(store.fetch(ref) / f"{table}.parquet", filters=bounds).to_pylist()
+    return [{"title": f"{title}: {table}", **row} for row in found]

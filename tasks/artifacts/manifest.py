@@ -1,0 +1,102 @@
+"""What an artifact is: its reference, its files, and the manifest that says how it came about."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypedDict
+
+from tasks.artifacts.digest import digest_of, file_digest
+from tasks.errors import StoreError
+
+
+class Ref(TypedDict):
+    """A reference to an artifact: all that steps hand to each other."""
+
+    step: str
+    fingerprint: str
+
+
+class FileEntry(TypedDict):
+    """One file of an artifact; `name` is relative, with forward slashes."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an artifact is, how it came about, and what is in it.
+
+    Attributes:
+        identity: What the fingerprint is the digest of: the reason for a cache hit or miss.
+        input_digests: What each input held when this was made; a step made again may hold other bytes (on a GPU).
+        counts: Row accounting and other whole numbers, e.g. rows_in, dropped.too_long.
+        facts: Measured values that are not part of any table, e.g. seconds, host, versions.
+    """
+
+    step: str
+    fingerprint: str
+    identity: dict[str, Any]  # Any: JSON values
+    inputs: dict[str, Ref]
+    files: list[FileEntry]
+    input_digests: dict[str, str] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)  # Any: JSON values
+
+    @property
+    def content_digest(self) -> str:
+        """A digest of the artifact's files: equal for equal bytes."""
+        return digest_of(list(self.files))
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, *, where: str) -> Manifest:
+        """The manifest in a text that was found at `where`.
+
+        Raises:
+            ValueError, TypeError, KeyError: It is torn, or something else.
+            StoreError: It names a file outside its folder.
+        """
+        raw = json.loads(text)
+        return cls(**{**raw, "files": checked_files(raw["files"], where=where)})
+
+
+def describe_files(folder: Path) -> list[FileEntry]:
+    """Every file below a staged folder, sorted by name."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return [
+        FileEntry(name=p.relative_to(folder).as_posix(), size=p.stat().st_size, sha256=file_digest(p)) for p in files
+    ]
+
+
+def checked_name(name: object, *, where: str) -> str:
+    """A relative name that came from a store, before it is joined to a folder: it stays below that folder.
+
+    Raises:
+        StoreError: It does not, or it is no name. Nothing here writes such a one: the store is damaged or hostile.
+    """
+    parts = name.split("/") if isinstance(name, str) else [""]
+    if isinstance(name, str) and "\0" not in name and not {"", ".", ".."} & set(parts):
+        return name
+    raise StoreError(
+        f"{where}: {name!r} does not name a file below it, and is not used. No version of this program writes such "
+        "a name: find out who else writes to the store, and remove it."
+    )
+
+
+def checked_files(entries: list[FileEntry], *, where: str) -> list[FileEntry]:
+    """A list of files that came from a store.
+
+    Raises:
+        ValueError, TypeError, KeyError: It is something else.
+        StoreError: It names a file outside its folder.
+    """
+    return [
+        FileEntry(name=checked_name(entry["name"], where=where), size=int(entry["size"]), sha256=str(entry["sha256"]))
+        for entry in entries
+    ]

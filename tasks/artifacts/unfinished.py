@@ -1,0 +1,182 @@
+"""What an unfinished step has made so far, kept on a remote store too, so that another machine goes on with it.
+
+    <store>/work/<step>/<fingerprint>/<name>             a file, or a folder of files
+    <store>/work/<step>/<fingerprint>/<name>.complete    written last: without it, the rest does not count
+    <store>/work/<step>/<fingerprint>/made_from          what the step's inputs held, and whether it was forced
+
+On a local store the work folder is in the store already, and nothing is kept twice. Checkpoints hold optimiser state in
+PyTorch's format; the trainer reads it with `weights_only`, which runs no code.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import uuid
+from dataclasses import replace
+from pathlib import Path
+
+from tasks.artifacts.digest import file_digest
+from tasks.artifacts.manifest import checked_files, checked_name
+from tasks.artifacts.s3 import at_once
+from tasks.artifacts.store import FileEntry, Ref, Store, describe_files
+from tasks.errors import StoreError
+
+logger = logging.getLogger(__name__)
+
+_COMPLETE = ".complete"
+_MADE_FROM = "made_from"
+_PATIENCE_SECONDS = 30.0  # the step stands still meanwhile
+
+
+def keep_only_if(store: Store, ref: Ref, made_from: str) -> None:
+    """Before a step works: remove what an earlier try has left, here and on the store, unless made from the same.
+
+    Its fingerprint does not tell: an input that was made again by force may hold other bytes under the same one.
+
+    Args:
+        made_from: A digest of what the inputs hold now, and whether the step is forced.
+
+    Raises:
+        StoreError: The store could not be asked. What is there may be of other inputs.
+    """
+    here = store.work_folder(**ref) / _MADE_FROM
+    if not here.exists() or here.read_text() != made_from:
+        shutil.rmtree(here.parent)
+        (store.work_folder(**ref) / _MADE_FROM).write_text(made_from)
+    if store.is_local:
+        return
+    try:
+        kept = store.read("work", ref["step"], ref["fingerprint"], _MADE_FROM).decode(errors="replace")
+    except FileNotFoundError:
+        kept = ""
+    if kept != made_from:
+        store.remote.remove_folder(store.path("work", ref["step"], ref["fingerprint"]))
+        store.remote.write(_path(store, ref, _MADE_FROM), made_from.encode())
+
+
+def push(store: Store, ref: Ref, name: str, *, only_newest: bool = False) -> bool:
+    """Keep a file or folder of the work folder on the remote store; whether it is safe there.
+
+    That it is not is no reason to stop: the step goes on, and keeps the next one.
+
+    Args:
+        only_newest: What else stands beside it there is removed once this one is complete.
+    """
+    if store.is_local:
+        return False
+    source = store.work_folder(**ref) / name
+    remote = replace(store.remote, patience=_PATIENCE_SECONDS)
+    try:
+        entries = describe_files(source) if source.is_dir() else [_entry(source)]
+        # Until all of it is there, an older one of this name must not count either.
+        remote.remove(_path(store, ref, f"{name}{_COMPLETE}"))
+        at_once(lambda entry: remote.upload(_file(source, entry), _path(store, ref, _name(name, entry))), entries)
+        remote.write(_path(store, ref, f"{name}{_COMPLETE}"), json.dumps(entries).encode())
+        if only_newest:
+            _remove_others(store, ref, name)
+    except (StoreError, OSError) as error:
+        logger.warning("%s: %s is only on this machine: %s", ref["step"], name, error)
+        return False
+    return True
+
+
+def pushed(store: Store, ref: Ref, folder: str) -> list[str]:
+    """The names, relative to the work folder, of what is complete in one of its folders on the remote store."""
+    if store.is_local:
+        return []
+    names = store.names("work", ref["step"], ref["fingerprint"], folder)
+    complete = [name.removesuffix(_COMPLETE) for name in names if name.endswith(_COMPLETE)]
+    return [f"{folder}/{checked_name(name, where=_where(store, ref, folder))}" for name in complete]
+
+
+def pull(store: Store, ref: Ref, name: str) -> bool:
+    """Get a file or folder that some machine has kept; False if there is none, or it is not whole.
+
+    Raises:
+        StoreError: The store could not be asked. To work without it might pay twice.
+    """
+    if store.is_local:
+        return False
+    try:
+        entries = _listed(store, ref, name)
+    except FileNotFoundError:
+        return False
+    if entries is None:
+        return False
+    target = store.work_folder(**ref) / name
+    part = target.with_name(f".pulled-{uuid.uuid4().hex}")
+
+    def get(entry: FileEntry) -> None:
+        store.remote.download(_path(store, ref, _name(name, entry)), _file(part, entry))
+        if file_digest(_file(part, entry)) != entry["sha256"]:
+            raise ValueError(f"{entry['name']} is not what was kept")
+
+    try:
+        at_once(get, entries)
+        if target.is_dir():
+            shutil.rmtree(target)
+        part.replace(target)
+    except FileNotFoundError:
+        return False
+    except ValueError as error:
+        _tell_damaged(ref, name, error)
+        return False
+    finally:
+        if part.is_dir():
+            shutil.rmtree(part)
+        part.unlink(missing_ok=True)
+    return True
+
+
+def _listed(store: Store, ref: Ref, name: str) -> list[FileEntry] | None:
+    """What is complete under a name; None where the list is damaged or names a file outside, which is told.
+
+    Raises:
+        FileNotFoundError: Nothing is.
+        StoreError: The store could not be asked.
+    """
+    content = store.read("work", ref["step"], ref["fingerprint"], f"{name}{_COMPLETE}")
+    try:
+        entries = json.loads(content)
+        if [entry["name"] for entry in entries] == [""]:  # a single file, see `_entry`
+            return [FileEntry(name="", size=int(entries[0]["size"]), sha256=str(entries[0]["sha256"]))]
+        return checked_files(entries, where=_where(store, ref, f"{name}{_COMPLETE}"))
+    except (ValueError, TypeError, KeyError, StoreError) as error:
+        _tell_damaged(ref, name, error)
+        return None
+
+
+def _tell_damaged(ref: Ref, name: str, error: Exception) -> None:
+    logger.warning("%s: %s on the store is damaged and not used: %s", ref["step"], name, error)
+
+
+def _remove_others(store: Store, ref: Ref, name: str) -> None:
+    folder, slash, own = name.rpartition("/")
+    names = store.names("work", ref["step"], ref["fingerprint"], *([folder] if folder else []))
+    for other in {name.removesuffix(_COMPLETE) for name in names} - {own}:
+        store.remote.remove(_path(store, ref, f"{folder}{slash}{other}{_COMPLETE}"))
+        store.remote.remove_folder(_path(store, ref, f"{folder}{slash}{other}"))
+
+
+def _entry(path: Path) -> FileEntry:
+    """A single file: it has no name below itself."""
+    return FileEntry(name="", size=path.stat().st_size, sha256=file_digest(path))
+
+
+def _file(base: Path, entry: FileEntry) -> Path:
+    return base / entry["name"] if entry["name"] else base
+
+
+def _name(name: str, entry: FileEntry) -> str:
+    return f"{name}/{entry['name']}" if entry["name"] else name
+
+
+def _path(store: Store, ref: Ref, name: str) -> str:
+    return store.path("work", ref["step"], ref["fingerprint"], name)
+
+
+def _where(store: Store, ref: Ref, name: str) -> str:
+    """The same, for people."""
+    return f"{store.uri}/work/{ref['step']}/{ref['fingerprint']}/{name}"

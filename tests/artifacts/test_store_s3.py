@@ -12,7 +12,8 @@ import pyarrow as pa
 import pytest
 import s3fs
 
-from tasks.artifacts import s3, unfinished
+from tasks.artifacts import s3 as s3_files
+from tasks.artifacts import unfinished
 from tasks.artifacts.paid_rows import RowStore
 from tasks.artifacts.store import Manifest, Ref, Store, describe_files, open_store
 from tasks.errors import StoreError
@@ -30,8 +31,8 @@ BIG = 40 << 20  # sent and fetched in several pieces
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gives up at once."""
-    monkeypatch.setattr(s3, "_REQUEST_TRIES", 1)
-    monkeypatch.setattr(s3, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(s3_files, "_REQUEST_TRIES", 1)
+    monkeypatch.setattr(s3_files, "PATIENCE_SECONDS", 0.1)
     monkeypatch.setattr(unfinished, "_PATIENCE_SECONDS", 0.1)
 
 
@@ -361,15 +362,15 @@ def test_bytes_that_were_damaged_on_the_way_are_fetched_again(
 ) -> None:
     store = open_store(s3.uri)
     publish(store, rows=b"1\n")
-    real, spoilt = s3.S3Files.download, []
+    real, spoilt = s3_files.S3Files.download, []
 
-    def download(self: s3.S3Files, path: str, target: Path) -> None:
+    def download(self: s3_files.S3Files, path: str, target: Path) -> None:
         real(self, path, target)
         if not spoilt:
             spoilt.append(path)
             target.write_bytes(b"X\n")
 
-    monkeypatch.setattr(s3.S3Files, "download", download)
+    monkeypatch.setattr(s3_files.S3Files, "download", download)
     assert contents(another_machine(store)) == {"rows": b"1\n"}
     assert len(spoilt) == 1
 

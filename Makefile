@@ -10,10 +10,10 @@ export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help install engine demo test quick check format bench
+.PHONY: help install engine demo test quick check format reference bench
 
 help:
-	@echo "make demo | test | quick | check | format | bench | install | engine"
+	@echo "make demo | test | quick | check | format | reference | bench | install | engine"
 
 # torch first: it is pinned to a build that needs no CUDA packages where there is no GPU.
 .venv/installed: pyproject.toml constraints.txt
@@ -57,6 +57,11 @@ check: install
 format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# What is made from the config and the commands: the page for people, and the schema for editors.
+reference: install
+	$(BIN)/ssr schema --markdown > REFERENCE.md
+	$(BIN)/ssr schema > deployments/recipe.schema.json
 
 bench: install
 	$(BIN)/python tests/benchmarks

@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from flows.cli.options import errors
 from flows.cli.run_commands import audit_judge, merge, plan, recipes, report, run, runs, why
+from flows.cli.schema import schema
 from flows.cli.store_commands import current, deploy, doctor, gc, lab_build
 from tasks.errors import SsrError
 
@@ -19,7 +20,7 @@ app = typer.Typer(
     name="ssr", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     help="Selective Self-Rehearsal: fine-tune language models without making them forget.",
 )  # fmt: skip
-for command in (run, plan, why, runs, report, merge, current, recipes, doctor):
+for command in (run, plan, why, runs, report, merge, current, recipes, schema, doctor):
     app.command()(command)
 app.command("audit-judge")(audit_judge)
 app.command()(deploy)

@@ -8,6 +8,9 @@ RECIPES = Path(__file__).parents[2] / "deployments" / "recipes"
 
 
 def shipped() -> dict[str, str]:
-    """Every shipped recipe by name, with the first line of its file, which says what it is for."""
+    """Every shipped recipe by name, with the first comment of its file that says what it is for.
+
+    The line above it names the schema for editors.
+    """
     files = sorted(RECIPES.glob("*.yaml"), key=lambda path: path.stem)
-    return {path.stem: path.read_text().partition("\n")[0].removeprefix("#").strip() for path in files}
+    return {path.stem: path.read_text().split("\n", 2)[1].removeprefix("#").strip() for path in files}

@@ -15,7 +15,10 @@ from tasks.errors import ConfigError
 
 Override = Annotated[str, "a.b=c"]
 _IN_ARMS = {"train.learning_rate": "learning_rate", "train.epochs": "epochs", "train.seed": "train_seed"}
-_ALONE = {"engine": "kind", "execution": "steps"}  # the key that a section may be written as the value of
+SHORT_FORMS = {
+    "engine": "kind",
+    "execution": "steps",
+}  # a section that may be written as one word: the value of this key
 
 
 def load_recipe(path: Path, overrides: Iterable[Override] = ()) -> RunConfig:
@@ -62,8 +65,8 @@ def _apply(raw: dict[str, Any], override: Override) -> None:
         if isinstance(node, list):
             node = node[_index(node, parent, override)]
         else:
-            if parent in _ALONE and isinstance(node.get(parent), str):
-                node[parent] = {_ALONE[parent]: node[parent]}
+            if parent in SHORT_FORMS and isinstance(node.get(parent), str):
+                node[parent] = {SHORT_FORMS[parent]: node[parent]}
             node = node.setdefault(parent, {})
         if not isinstance(node, dict | list):
             raise ConfigError(f"--set {override}: {parent} is a value, it has nothing below it")

@@ -4,6 +4,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STORE ?= .ssr
+# One worker more than the two cores of a small machine: tests of servers mostly wait.
+WORKERS ?= 3
 
 export HF_HUB_DISABLE_TELEMETRY = 1
 export DO_NOT_TRACK = 1
@@ -42,10 +44,10 @@ demo: install
 	@$(BIN)/ssr run demo --store $(STORE)
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS)
 
 quick: install
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
 
 check: install
 	$(BIN)/ruff format --check .

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 # Before anything imports Prefect or the Hub's client: both read these once.
 _HOME = tempfile.mkdtemp(prefix="ssr-tests-")
@@ -19,8 +20,35 @@ os.environ |= {
     "TOKENIZERS_PARALLELISM": "false",
 }
 os.environ.pop("PREFECT_API_URL", None)
+# The models of the tests are too small for several threads, which would only take the cores from other workers.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest  # noqa: E402  # after the environment
+
+
+def _on_the_stage(nodeid: str) -> bool:
+    """Whether the test shares the server with everything deployed: one worker runs all of these, for ten minutes."""
+    return nodeid.startswith("tests/platform/") and not nodeid.startswith("tests/platform/test_deploy_to_a_server.py")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:  # Any: pytest-xdist may not be installed
+    """With `pytest -n`, one worker runs a whole module, so that it makes the module's fixtures once."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class OneStage(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "stage" if _on_the_stage(nodeid) else str(super()._split_scope(nodeid))
+
+    config.option.loadscopereorder = False
+    return OneStage(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `pytest -n`, what takes longest starts first, so that no worker is left alone with it at the end."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: (not _on_the_stage(item.nodeid), item.path not in slow))
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,7 @@ def questions(found) -> set[str]:
     ("name", "content"),
     [
         ("a.jsonl", LINES),
-        ("a.jsonl.gz", gzip.compress(LINES)),
+        ("a.jsonl.gz", gzip.compress(LINES, mtime=0)),
         ("a.jsonl", b"\xef\xbb\xbf" + LINES.replace(b"\n", b"\r\n\r\n")),
         ("a.json", json.dumps(ROWS).encode()),
         ("a.json", json.dumps(ROWS, indent=2).encode()),
@@ -89,7 +89,7 @@ def test_a_path_without_files_fails_while_planning(tmp_path, path, message):
         ("a.csv", b'question,answer\na,"b\n', "not CSV"),
         ("a.parquet", b"PAR1 no", "not Parquet, or damaged"),
         ("a.jsonl.gz", b"no gzip", "cannot be read"),
-        ("a.jsonl.gz", gzip.compress(LINES)[:-12], "cannot be read"),
+        ("a.jsonl.gz", gzip.compress(LINES, mtime=0)[:-12], "cannot be read"),
         ("a.xlsx", b"x", "unknown format '.xlsx'"),
         ("a.jsonl", b"", "empty, there is no row in it"),
         ("a.json", b"[]", "empty, there is no row in it"),

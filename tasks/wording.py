@@ -4,15 +4,6 @@ from __future__ import annotations
 
 MISSING = "–"
 
-POLICY_NAMES = {
-    "gold": "SFT", "ssr": "SSR", "self_only": "self only", "random_mix": "random mix", "s3ft": "S3FT",
-    "rewrite_all": "rewrite all", "min_nll": "min NLL",
-}  # fmt: skip
-
-
-def policy_name(policy: str) -> str:
-    return POLICY_NAMES.get(policy, policy)
-
 
 def share(value: float | None) -> str:
     """A share as percent: 74.7."""
@@ -68,6 +59,13 @@ def rate(learning_rate: float) -> str:
     """A learning rate: 0.0005 as 5e-4."""
     mantissa, exponent = f"{learning_rate:e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def setting(value: object) -> str:
+    """The value of a training option: a float below 0.01 as 5e-4, any other number as short as it is exact."""
+    if isinstance(value, float):
+        return rate(value) if 0 < value < 0.01 else f"{value:g}"
+    return str(value)
 
 
 def seconds(value: float | None) -> str:

@@ -295,6 +295,7 @@ def judging(engine: dict[str, Any] | None = None, **llm: Any) -> dict[str, Any]:
 
 # Where one field alone cannot be changed: what else stands in the recipe before, and what changes.
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "arms.0.policy": ({}, {"arms.0.policy": "gold"}),
     "engine.kind": ({}, {"engine.kind": "vllm"}),
     "evaluate.benchmarks": ({}, {"evaluate.benchmarks": ["mmlu"]}),  # others are looked up in the harness
     "engine.urls": (_OPENAI, {"engine.urls": ["http://localhost:2/v1"]}),

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from flows.form.lines import line
-from flows.form.parts import FormPart
-from tasks.config import ArmConfig, Policy, RunConfig
+from flows.form.parts import FormPart, Keys
+from tasks.config import ArmConfig, PolicyName, RunConfig, TrainConfig
 from tasks.errors import ConfigError
+from tasks.policies import POLICIES, explained
 from tasks.wording import rate
 
 Benchmark = Literal["mmlu", "truthfulqa_mc2", "gsm8k", "hellaswag", "lab"]
-_ARM_NAMES: dict[Policy, str] = {"gold": "sft"}  # where an arm is not simply called by its policy
 
 
 class TrainPart(FormPart):
     """The arms, and their training."""
 
-    policies: list[Policy] = Field(
+    KEYS: ClassVar[Keys] = {"policies": ("arms",), "learning_rates": ("arms",)}
+    policies: list[PolicyName] = Field(
         default=[], title="Arms",
-        description="What to compare: gold is plain fine-tuning (SFT), ssr is Selective Self-Rehearsal, the others "
-        "are variants. None chosen: the arms of the recipe.",
+        description=f"What each training row teaches. {explained()} None chosen: the arms of the recipe.",
         json_schema_extra={"uniqueItems": True},
     )  # fmt: skip
     learning_rates: list[Annotated[float, Field(gt=0, le=1)]] = Field(
@@ -41,15 +41,15 @@ class TrainPart(FormPart):
     )  # fmt: skip
 
     def lines(self, recipe: RunConfig) -> Iterator[str]:
-        """Override lines."""
-        if self.epochs:
-            yield line("train.epochs", self.epochs)
-        if self.max_length:
-            yield line("train.max_length", self.max_length)
-        own = self.epochs and any(arm.epochs for arm in recipe.arms)
-        if self.policies or self.learning_rates or own:
-            arms = [arm.model_copy(update={"epochs": None}) if own else arm for arm in self._arms(recipe)]
-            yield line("arms", arms)
+        """Override lines. A training option that is filled in holds for every arm, whatever the recipe says of it."""
+        said = {name: getattr(self, name) for name in type(self).model_fields if name in TrainConfig.model_fields}
+        said = {name: value for name, value in said.items() if value}
+        for name, value in said.items():
+            yield line(f"train.{name}", value)
+        nothing = {field: None for option, field in recipe.arms[0].options().items() if option in said}
+        have_own = any(getattr(arm, field) is not None for arm in recipe.arms for field in nothing)
+        if self.policies or self.learning_rates or have_own:
+            yield line("arms", [arm.model_copy(update=nothing) for arm in self._arms(recipe)])
 
     def _arms(self, recipe: RunConfig) -> Iterator[ArmConfig]:
         """For each policy its arms in the recipe, else those of the recipe's first policy under another name."""
@@ -62,7 +62,7 @@ class TrainPart(FormPart):
             for learning_rate in self.learning_rates:
                 # An arm that is not called by its rate keeps its name: promotion may wait for it.
                 keeps = len(self.learning_rates) == 1 and not _named_by_rate(found[0])
-                name = found[0].name if keeps else f"{_ARM_NAMES.get(policy, policy)}-{rate(learning_rate)}"
+                name = found[0].name if keeps else f"{POLICIES[policy].arm_name}-{rate(learning_rate)}"
                 yield found[0].model_copy(update={"name": name, "learning_rate": learning_rate})
 
 
@@ -134,10 +134,10 @@ class PromotionPart(FormPart):
             yield line("promotion", {**kept, **{name: getattr(self, name) for name in names}})
 
 
-def _with_policy(arm: ArmConfig, policy: Policy) -> ArmConfig:
+def _with_policy(arm: ArmConfig, policy: PolicyName) -> ArmConfig:
     """The same training under another policy: sft-5e-4 becomes s3ft-5e-4."""
-    ending = arm.name.removeprefix(_ARM_NAMES.get(arm.policy, arm.policy)).strip("-")
-    name = "-".join(filter(None, [_ARM_NAMES.get(policy, policy), ending]))
+    ending = arm.name.removeprefix(POLICIES[arm.policy].arm_name).strip("-")
+    name = "-".join(filter(None, [POLICIES[policy].arm_name, ending]))
     return arm.model_copy(update={"name": name, "policy": policy})
 
 

@@ -6,7 +6,7 @@ Each part says its fields as override lines of a recipe. Not here: the parts abo
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -32,25 +32,39 @@ def _for_the_form(schema: dict[str, Any]) -> None:  # Any: a JSON schema
             del field["default"]
 
 
-class FormPart(BaseModel):
-    """A part of the form."""
+Keys = dict[str, tuple[str, ...]]  # by field
 
+
+class FormPart(BaseModel):
+    """A part of the form.
+
+    Attributes:
+        KEYS: The keys of a recipe that a field sets, where they are not its own name below the name of the part.
+    """
+
+    KEYS: ClassVar[Keys] = {}
     model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True, json_schema_extra=_for_the_form)
 
-    def left_out(self) -> Iterator[tuple[str, Self]]:
-        """For each field that is filled in, its title and the same form with that field empty."""
+    def keys_set(self, above: str = "") -> Iterator[tuple[str, str]]:
+        """The keys of a recipe that are filled in, each with the title of its field.
+
+        Args:
+            above: The name of this part, with a dot at its end.
+        """
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
             if isinstance(value, FormPart):
-                for title, part in value.left_out():
-                    yield f"{field.title}: {title}", self.model_copy(update={name: part})
-            elif value != field.default:
-                yield str(field.title), self.model_copy(update={name: field.default})
+                yield from ((f"{field.title}: {title}", key) for title, key in value.keys_set(f"{name}."))
+            elif (value or None) != (field.default or None):
+                yield from ((str(field.title), key) for key in self.KEYS.get(name, (f"{above}{name}",)))
 
 
 class DataPart(FormPart):
     """Data of your own, in place of the recipe's."""
 
+    KEYS: ClassVar[Keys] = dict.fromkeys(
+        ("path", "hub", "reader", "task", "question", "answer", "document", "limit"), ("data.sources",)
+    )
     path: str | None = Field(
         default=None, title="Path",
         description="File, folder, glob or s3:// address of JSONL, JSON, CSV or Parquet, as the worker sees it. It "
@@ -107,6 +121,10 @@ class DataPart(FormPart):
 class ModelPart(FormPart):
     """The model, and what runs it."""
 
+    KEYS: ClassVar[Keys] = {
+        "engine": ("engine.kind",), "urls": ("engine.urls",),
+        "max_new_tokens": ("generate.max_new_tokens", "evaluate.max_new_tokens"),
+    }  # fmt: skip
     base: str | None = Field(
         default=None, title="Base model",
         description="The model to fine-tune: a folder on the worker, or a Hub id such as "
@@ -142,6 +160,10 @@ class ModelPart(FormPart):
 class JudgePart(FormPart):
     """Which of the base model's answers are acceptable."""
 
+    KEYS: ClassVar[Keys] = {
+        "rules_only": ("judge.llm", "judge.contains_gold"), "model": ("judge.llm.judges",),
+        "threshold": ("judge.llm.threshold",),
+    }  # fmt: skip
     rules_only: bool = Field(
         default=False, title="Rules alone", description="Judge by rules only, though the recipe has a judge model."
     )

@@ -9,15 +9,14 @@ when a form is read (`flows.run`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from flows.form.arms import EvaluatePart, PromotionPart, TrainPart
-from flows.form.lines import line, refuse_outweighed
-from flows.form.parts import DataPart, FormPart, JudgePart, ModelPart
+from flows.form.lines import line, refuse_clashes
+from flows.form.parts import DataPart, FormPart, JudgePart, Keys, ModelPart
 from flows.rehearsal import rehearse
 from flows.runs.recipes import RECIPES, shipped
 from tasks.artifacts.store import Ref
@@ -29,12 +28,13 @@ StepName = Literal[
     "ingest", "generate", "judge", "rewrite", "likelihood", "select", "train", "measure", "evaluate", "report",
     "promote",
 ]  # fmt: skip
-Line = Annotated[str, Field(pattern=r"^\s*[A-Za-z_][A-Za-z0-9_.]*\s*=.*$")]
+OverrideLine = Annotated[str, Field(pattern=r"^\s*[A-Za-z_][A-Za-z0-9_.]*\s*=.*$")]
 
 
 class RunForm(FormPart):
     """A run: a recipe and what to change of it."""
 
+    KEYS: ClassVar[Keys] = {"recipe": (), "execution": ("execution.steps",), "force": (), "overrides": ()}
     recipe: str = Field(
         default="demo", title="Recipe",
         description="What to run. " + " ".join(f"• {name}: {purpose}" for name, purpose in shipped().items()),
@@ -73,20 +73,17 @@ class RunForm(FormPart):
         description="Steps to run again though their results are there. None chosen: whatever is there is reused.",
         json_schema_extra={"uniqueItems": True},
     )  # fmt: skip
-    overrides: list[Line] = Field(
+    overrides: list[OverrideLine] = Field(
         default=[], title="More changes",
         description="Anything else of the recipe, a line each: section.key=value, such as train.lora_rank=32. "
-        "A line that leaves a field above without effect is refused.",
+        "A line about the same as a field that is filled in above is refused.",
     )  # fmt: skip
 
     @model_validator(mode="after")
     def _is_a_run(self) -> RunForm:
         try:
+            refuse_clashes(self.keys_set(), self.overrides)
             _refuse_absent(self.force, self.to_recipe())
-            if self.overrides:
-                start = self._load([])
-                fields = self._without_each(start)
-                refuse_outweighed(self._load, self._lines_of_fields(start), fields, self.overrides)
         except ConfigError as error:
             raise PydanticCustomError("recipe", "{problem}", {"problem": str(error)}) from error
         return self
@@ -116,14 +113,6 @@ class RunForm(FormPart):
             kept = recipe.execution.model_dump(exclude_defaults=True)
             lines.append(line("execution", {**kept, "steps": self.execution}))
         return lines
-
-    def _without_each(self, recipe: RunConfig) -> Iterator[tuple[str, list[str]]]:
-        """For each field that is filled in, its title and what the others say."""
-        for title, rest in self.left_out():
-            try:
-                yield title, rest._lines_of_fields(recipe)
-            except ConfigError:
-                continue  # something else that is filled in needs this field
 
     def _load(self, lines: list[str]) -> RunConfig:
         if self.recipe not in shipped():

@@ -12,7 +12,7 @@ from tasks.config.model import EngineConfig, ModelConfig
 from tasks.config.reading import Override, load_recipe, parse_recipe
 from tasks.config.recipe import ExecutionConfig, RunConfig
 from tasks.config.section import Section
-from tasks.config.train import ArmConfig, Policy, SelectConfig, TrainConfig
+from tasks.config.train import ArmConfig, PolicyName, SelectConfig, TrainConfig
 
 __all__ = [
     "AbstentionConfig",
@@ -29,7 +29,7 @@ __all__ = [
     "LlmJudgeConfig",
     "ModelConfig",
     "Override",
-    "Policy",
+    "PolicyName",
     "PromotionConfig",
     "Reader",
     "ReportConfig",

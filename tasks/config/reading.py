@@ -14,7 +14,6 @@ from tasks.config.recipe import RunConfig
 from tasks.errors import ConfigError
 
 Override = Annotated[str, "a.b=c"]
-_IN_ARMS = {"train.learning_rate": "learning_rate", "train.epochs": "epochs", "train.seed": "train_seed"}
 SHORT_FORMS = {
     "engine": "kind",
     "execution": "steps",
@@ -82,13 +81,12 @@ def _apply(raw: dict[str, Any], override: Override) -> None:
 
 def _refuse_idle(recipe: RunConfig, overrides: list[Override]) -> None:
     """Refuse an override of training that no arm would follow: its learning rate, say, where each has its own."""
-    keys = [override.partition("=")[0] for override in overrides]
-    for place, key in enumerate(keys):
-        name = _IN_ARMS.get(key)
-        is_outweighed_later = any(later.startswith("arms") for later in keys[place:])
-        if name and not is_outweighed_later and all(getattr(arm, name) is not None for arm in recipe.arms):
+    in_arms = {f"train.{option}": field for option, field in recipe.arms[0].options().items()}
+    for override in overrides:
+        name = in_arms.get(override.partition("=")[0])
+        if name and all(getattr(arm, name) is not None for arm in recipe.arms):
             arms = ", ".join(f"arms.{i}.{name}" for i in range(len(recipe.arms)))
-            raise ConfigError(f"--set {overrides[place]}: has no effect, every arm has its own. Set {arms}")
+            raise ConfigError(f"--set {override}: has no effect, every arm has its own. Set {arms}")
 
 
 def _index(node: list[Any], key: str, override: Override) -> int:

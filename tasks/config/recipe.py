@@ -14,6 +14,7 @@ from tasks.config.model import EngineConfig, ModelConfig
 from tasks.config.section import RUNTIME, Section
 from tasks.config.train import ArmConfig, TrainConfig
 from tasks.measures.answers import abstains
+from tasks.policies import POLICIES
 
 
 class ExecutionConfig(Section):
@@ -77,15 +78,14 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _only_what_the_policies_read(self) -> RunConfig:
         if not self.reads("rewrites"):
+            readers = " or ".join(policy.name for policy in POLICIES.values() if "rewrites" in policy.reads)
             for name, field in RewriteConfig.model_fields.items():
                 if getattr(self.rewrite, name) != field.default:
-                    raise ValueError(
-                        f"rewrite.{name} has no effect without an arm of policy s3ft or rewrite_all. Remove it."
-                    )
-        choosing = [arm.name for arm in self.arms if arm.policy == "min_nll"]
-        if choosing and self.generate.n_samples == 1:
+                    raise ValueError(f"rewrite.{name} has no effect without an arm of policy {readers}. Remove it.")
+        ranking = [arm for arm in self.arms if POLICIES[arm.policy].ranks_answers]
+        if ranking and self.generate.n_samples == 1:
             raise ValueError(
-                f"arm {choosing[0]}: policy min_nll chooses among several answers; with one it is ssr. "
+                f"arm {ranking[0].name}: policy {ranking[0].policy} chooses among several answers, and there is one. "
                 "Set generate.n_samples and generate.temperature."
             )
         return self
@@ -120,4 +120,4 @@ class RunConfig(Section):
 
     def rewrites_all(self) -> bool:
         """Whether every gold is rewritten, or only those of examples without an accepted answer."""
-        return any(arm.policy == "rewrite_all" for arm in self.arms)
+        return any(POLICIES[arm.policy].rewrites_all for arm in self.arms)

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
 from tasks.config.section import RUNTIME, Section
+from tasks.policies import POLICIES, explained
 
-Policy = Literal["gold", "ssr", "s3ft", "self_only", "rewrite_all", "random_mix", "min_nll"]
+
+def _known(name: str) -> str:
+    if name not in POLICIES:
+        raise ValueError(f"no such policy. Known: {', '.join(POLICIES)}")
+    return name
+
+
+# The name of a target policy. The choices stand in the JSON schema, so that forms show a select.
+PolicyName = Annotated[str, AfterValidator(_known), WithJsonSchema({"type": "string", "enum": list(POLICIES)})]
 
 
 class TrainConfig(Section):
@@ -51,31 +60,27 @@ class TrainConfig(Section):
         return self
 
 
-_READ_BY_POLICY: dict[Policy, tuple[str, ...]] = {
-    "s3ft": ("rewrites", "rewrite_verdicts"), "rewrite_all": ("rewrites", "rewrite_verdicts"),
-    "min_nll": ("likelihoods",),
-}  # fmt: skip
-
-
 class SelectConfig(Section):
     """The part of an arm that decides its targets; two arms that share it share their targets."""
 
-    policy: Policy
+    policy: PolicyName
     seed: int = 0
 
     def reads(self) -> tuple[str, ...]:
-        """The tables that the policy needs beside examples, outputs and verdicts.
+        """The inputs of the select step that the policy needs beside examples, outputs and verdicts.
 
         No arm is given more: otherwise adding another arm would change its fingerprint, and train it again.
         """
-        return _READ_BY_POLICY.get(self.policy, ())
+        return POLICIES[self.policy].inputs
 
 
 class ArmConfig(Section):
     """One thing to compare: a target policy and how it is trained."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$", description="Short name, shown in the report")
-    policy: Policy = Field(description="How the training target of each row is chosen")
+    policy: PolicyName = Field(description=f"What each training row teaches. {explained()}")
+    # Each field below but the last is a training option that an arm may set for itself: it is called as the field of
+    # TrainConfig whose value it replaces, with or without `train_` in front. None leaves that value.
     learning_rate: float | None = Field(default=None, gt=0, description="Overrides train.learning_rate")
     epochs: float | None = Field(default=None, gt=0, description="Overrides train.epochs")
     train_seed: int | None = Field(default=None, description="Overrides train.seed")
@@ -87,5 +92,28 @@ class ArmConfig(Section):
 
     def train_config(self, train: TrainConfig) -> TrainConfig:
         """The training section with this arm's overrides."""
-        changes = {"learning_rate": self.learning_rate, "epochs": self.epochs, "seed": self.train_seed}
-        return train.model_copy(update={key: value for key, value in changes.items() if value is not None})
+        own = {option: getattr(self, field) for option, field in self.options().items()}
+        return train.model_copy(update={option: value for option, value in own.items() if value is not None})
+
+    @classmethod
+    def options(cls) -> dict[str, str]:
+        """The training options that an arm may set for itself: fields of `train`, each with the arm's field for it.
+
+        Raises:
+            TypeError: A field of the arm is called like no field of `train` that changes what is learned.
+        """
+        found, learned = {}, TrainConfig().identity()
+        for field in cls.model_fields:
+            if field in ("name", "policy", "select_seed"):
+                continue
+            option = field if field in learned else field.removeprefix("train_")
+            if option not in learned:
+                raise TypeError(
+                    f"{cls.__name__}.{field}: no field of TrainConfig that changes what is learned is called so. An "
+                    "arm's option is called as the field whose value it replaces."
+                )
+            found[option] = field
+        return found
+
+
+ArmConfig.options()  # fails at import where a field of an arm would have no effect

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,14 +17,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from tasks.measures.statistics import Average
+from tasks.policies import POLICIES
 from tasks.report.findings import Curve
 from tasks.report.judged import Mix
 from tasks.report.measured import Arm
 
 WIDTH = 5.1  # inches of 72 points
 _TEXT, _GRID = "#010203", "#040506"  # stand for colours of the page, see `_svg`
-_COLOURS = {"gold": "#d97706", "ssr": "#3b82f6", "self_only": "#10a37f", "random_mix": "#8b8f98"}
-_OTHER_COLOURS = ("#a06ee1", "#d6458b", "#0ea5b7")
 _TARGET_COLOURS = {"self": "#3b82f6", "rewrite": "#a06ee1", "gold": "#d97706"}
 _MARKERS = "osD^vP*X"
 _LINES = ("-", "--", ":", "-.")
@@ -41,13 +40,11 @@ Look = Mapping[str, tuple[str, str, str]]  # by arm: colour, marker, line
 
 def look(arms: Sequence[Arm]) -> Look:
     """A colour a policy; a marker and a line style an arm of it, in order of the learning rate."""
-    policies = list(dict.fromkeys(arm.policy for arm in arms))
-    others = [policy for policy in policies if policy not in _COLOURS]
-    colours = {**_COLOURS, **{p: _OTHER_COLOURS[i % len(_OTHER_COLOURS)] for i, p in enumerate(others)}}
     found = {}
-    for policy in policies:
-        for i, arm in enumerate(_by_rate(arms, policy)):
-            found[arm.name] = (colours[policy], _MARKERS[i % len(_MARKERS)], _LINES[i % len(_LINES)])
+    for policy in dict.fromkeys(arm.policy for arm in arms):
+        of_policy = _by_rate(arm for arm in arms if arm.policy == policy)
+        for i, arm in enumerate(of_policy):
+            found[arm.name] = (POLICIES[policy].colour, _MARKERS[i % len(_MARKERS)], _LINES[i % len(_LINES)])
     return found
 
 
@@ -84,17 +81,15 @@ def forgetting(arms: Sequence[Arm]) -> str | None:
 
 
 def front(arms: Sequence[Arm]) -> str | None:
-    """Task gain against retention, one point an arm; arms of one policy are joined in order of the learning rate."""
+    """Task gain against retention, one point an arm; arms that differ in the learning rate alone are joined."""
     placed = [(arm, arm.general, arm.task) for arm in arms if arm.general and arm.task]
     if not placed:
         return None
     with _figure(4.4) as (figure, axes):
-        for policy in dict.fromkeys(arm.policy for arm in arms):
-            line = [a for a in _by_rate(arms, policy) if a.general and a.task]
-            kept_points = [100 * a.general.delta for a in line if a.general]
-            gained_points = [100 * a.task.delta for a in line if a.task]
-            colour = look(arms)[line[0].name][0] if line else _TEXT
-            axes.plot(kept_points, gained_points, color=colour, linewidth=1, alpha=0.6)
+        for line in _sweeps([arm for arm, _, _ in placed]):
+            kept_points = [100 * arm.general.delta for arm in line if arm.general]
+            gained_points = [100 * arm.task.delta for arm in line if arm.task]
+            axes.plot(kept_points, gained_points, color=POLICIES[line[0].policy].colour, linewidth=1, alpha=0.6)
         for arm, kept, gained in placed:
             at = 100 * kept.delta, 100 * gained.delta
             _point(axes, arms, arm, at, xerr=_arms_of(kept), yerr=_arms_of(gained))
@@ -108,7 +103,7 @@ def front(arms: Sequence[Arm]) -> str | None:
 
 
 def drift(arms: Sequence[Arm]) -> str | None:
-    """Mean change on general benchmarks by drift, one point an arm; arms of a policy are joined as in `front`."""
+    """Mean change on general benchmarks by drift, one point an arm; arms are joined as in `front`."""
     placed = [
         (arm, arm.drift.per_token, arm.general)
         for arm in sorted(arms, key=lambda arm: arm.learning_rate)
@@ -117,15 +112,14 @@ def drift(arms: Sequence[Arm]) -> str | None:
     if not placed:
         return None
     with _figure(4.4) as (figure, axes):
-        for policy in dict.fromkeys(arm.policy for arm, _, _ in placed):
-            line = [(e.value, 100 * g.delta) for arm, e, g in placed if arm.policy == policy]
-            colour = next(look(arms)[arm.name][0] for arm, _, _ in placed if arm.policy == policy)
-            axes.plot(*zip(*line, strict=True), color=colour, linewidth=1, alpha=0.6)
+        at = {arm.name: (estimate.value or 0.0, 100 * general.delta) for arm, estimate, general in placed}
+        for line in _sweeps([arm for arm, _, _ in placed]):
+            points = zip(*(at[arm.name] for arm in line), strict=True)
+            axes.plot(*points, color=POLICIES[line[0].policy].colour, linewidth=1, alpha=0.6)
         for arm, estimate, general in placed:
-            value = estimate.value or 0.0
+            value, _ = at[arm.name]
             low, high = (value if end is None else end for end in (estimate.low, estimate.high))
-            at = value, 100 * general.delta
-            _point(axes, arms, arm, at, xerr=[[value - low], [high - value]], yerr=_arms_of(general))
+            _point(axes, arms, arm, at[arm.name], xerr=[[value - low], [high - value]], yerr=_arms_of(general))
         axes.axhline(0, color=_TEXT, linewidth=0.8, linestyle=":")
         axes.set_xlabel("drift on task prompts, nats a token")
         axes.set_ylabel("mean general change, points")
@@ -208,8 +202,17 @@ def _arms_of(change: Average) -> list[list[float]]:
     return [[100 * (change.delta - change.low)], [100 * (change.high - change.delta)]]
 
 
-def _by_rate(arms: Sequence[Arm], policy: str) -> list[Arm]:
-    return sorted((arm for arm in arms if arm.policy == policy), key=lambda arm: (arm.learning_rate, arm.name))
+def _by_rate(arms: Iterable[Arm]) -> list[Arm]:
+    return sorted(arms, key=lambda arm: (arm.learning_rate, arm.name))
+
+
+def _sweeps(arms: Sequence[Arm]) -> list[list[Arm]]:
+    """Arms that differ in the learning rate alone, in its order: no line joins two losses or two seeds."""
+    groups: dict[str, list[Arm]] = {}
+    for arm in arms:
+        rest = {option: value for option, value in arm.training.items() if option != "learning_rate"}
+        groups.setdefault(f"{arm.policy} {rest}", []).append(arm)
+    return [_by_rate(group) for group in groups.values()]
 
 
 def _short(names: list[str]) -> str:

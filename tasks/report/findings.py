@@ -24,7 +24,7 @@ from tasks.report.verdict import verdict, warnings
 from tasks.running.step import Context
 from tasks.tables.schema import EXAMPLES, METRICS, OUTPUTS, TARGETS, VERDICTS, check, read_table
 
-REPORT_SCHEMA_VERSION = "1"
+REPORT_SCHEMA_VERSION = "2"
 MAX_CURVE_POINTS = 200
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from tasks.measures import statistics
 from tasks.measures.scores import Key, items_of, keys_of
 from tasks.measures.statistics import Average, Comparison, Estimate, Method
 from tasks.report.drifted import Drift, drift_of
+from tasks.wording import setting
 
 BASE = "base"
 # Each model is scored on the items that it refused itself: there are no pairs to compare.
@@ -43,6 +45,7 @@ class Arm:
     """One arm: how it was trained and what it scored.
 
     Attributes:
+        training: Every setting that changes what is learned.
         task: Average change on in-domain task splits, `transfer` on out-of-domain ones, `general` on benchmarks.
         non_inferior: Whether a mean loss of report.margin on general benchmarks is ruled out.
         drift: None where it was not measured.
@@ -50,9 +53,7 @@ class Arm:
 
     name: str
     policy: str
-    learning_rate: float
-    epochs: float
-    train_seed: int
+    training: dict[str, Any]  # Any: JSON values
     scores: list[Score]
     task: Average | None
     transfer: Average | None
@@ -60,13 +61,22 @@ class Arm:
     non_inferior: bool | None
     drift: Drift | None
 
+    @property
+    def learning_rate(self) -> float:
+        """Peak learning rate."""
+        return float(self.training["learning_rate"])
+
+    def settings(self, options: Sequence[str]) -> str:
+        """These options of its training: "learning rate 2e-4, epochs 2"."""
+        return ", ".join(f"{option.replace('_', ' ')} {setting(self.training[option])}" for option in options)
+
 
 @dataclass(frozen=True)
 class Contrast:
     """Two arms of different policies on the same items, as `arm` minus `reference`.
 
     Attributes:
-        same_training: Both trained with the same learning rate, epochs and seed.
+        same_training: No setting that changes what is learned differs between the two.
         best: Each is the arm of its policy with the highest task score.
     """
 
@@ -81,13 +91,21 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Measured:
-    """All scores and comparisons of a run; `best` names the best arm on the task of each policy."""
+    """All scores and comparisons of a run.
+
+    Attributes:
+        best: By policy, the arm that is best on the task.
+        options: The training options that an arm may set for itself.
+        varied_options: Those that are not the same for all arms; the learning rate where all are.
+    """
 
     base: list[Score]
     arms: list[Arm]
     best: dict[str, str]
     reference_policy: str
     contrasts: list[Contrast]
+    options: list[str]
+    varied_options: list[str]
 
 
 Change = Callable[[Key, str, str], Comparison]
@@ -124,7 +142,14 @@ def measure(folders: Mapping[str, Path], recipe: RunConfig) -> Measured:
     best = _best(arms)
     reference = "gold" if "gold" in best else arms[0].policy
     contrasts = _contrasts(arms, best, reference, keys, change, method)
-    return Measured(base, arms, best, reference, contrasts)
+    options = list(dict.fromkeys(option for arm in recipe.arms for option in arm.options()))
+    return Measured(base, arms, best, reference, contrasts, options, varied(arms, options))
+
+
+def varied(arms: Sequence[Arm], options: Sequence[str]) -> list[str]:
+    """The options that are not the same for all of these arms; the learning rate where all are."""
+    found = [option for option in options if any(arm.training[option] != arms[0].training[option] for arm in arms)]
+    return found or ["learning_rate"]
 
 
 def _arm(
@@ -134,12 +159,10 @@ def _arm(
     changes = {key: change(key, BASE, arm.name) for key in keys if key.metric not in _OWN_ITEMS}
     adjusted = _adjusted(changes)
     scores = [Score(key, estimate(key, arm.name), changes.get(key), adjusted.get(key)) for key in keys]
-    train = arm.train_config(recipe.train)
     task, transfer, general = (_average(changes, family, method) for family in ("task-in", "task-out", "general"))
     kept = statistics.non_inferior(general.low, margin=recipe.report.margin) if general else None
     return Arm(
-        arm.name, arm.policy, train.learning_rate, train.epochs, train.seed, scores, task, transfer, general, kept,
-        drift,
+        arm.name, arm.policy, arm.train_config(recipe.train).identity(), scores, task, transfer, general, kept, drift,
     )  # fmt: skip
 
 
@@ -177,14 +200,10 @@ def _contrasts(
         for other in arms:
             if arm.policy == reference or other.policy != reference:
                 continue
-            same = _training(arm) == _training(other)
+            same = arm.training == other.training
             both_best = best[arm.policy] == arm.name and best[reference] == other.name
             if same or both_best:
                 changes = {key: change(key, other.name, arm.name) for key in keys if key.primary}
                 averages = (_average(changes, family, method) for family in ("task-in", "task-out", "general"))
                 found.append(Contrast(arm.name, other.name, same, both_best, *averages))
     return sorted(found, key=lambda c: not c.best)
-
-
-def _training(arm: Arm) -> tuple[float, float, int]:
-    return arm.learning_rate, arm.epochs, arm.train_seed

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from tasks.measures.scores import LEAKED_REFUSAL, Key
 from tasks.measures.statistics import Average, Comparison
+from tasks.policies import title_of
 from tasks.report import charts
 from tasks.report.blocks import Block, Cell, Chart, Table
 from tasks.report.findings import Findings
@@ -20,8 +21,6 @@ from tasks.wording import (
     nats,
     nats_interval,
     p_value,
-    policy_name,
-    rate,
     share,
     signed,
     stars,
@@ -62,7 +61,8 @@ _LEAKED_CAPTION = (
 def _summary(found: Findings) -> Table:
     headers = ["Arm", "Task", "Out of domain", "General", "Relative change", "Worst benchmark", "Non-inferior"]
     best = set(found.measured.best.values())
-    rows = [_base_row(found.measured.arms), *(_arm_row(arm, found.confidence) for arm in found.measured.arms)]
+    options = found.measured.varied_options
+    rows = [_base_row(found.measured.arms), *(_arm_row(arm, options, found.confidence) for arm in found.measured.arms)]
     caption = (
         "Means over benchmarks in percent, with the paired change from base in points and its "
         f"{level(found.confidence)} interval. Bold: the arm of its policy with the highest task score. "
@@ -82,7 +82,7 @@ def _base_row(arms: Sequence[Arm]) -> list[Cell]:
     return [Cell(BASE, "no training"), *means, *(Cell(MISSING) for _ in range(3))]
 
 
-def _arm_row(arm: Arm, confidence: float) -> list[Cell]:
+def _arm_row(arm: Arm, options: Sequence[str], confidence: float) -> list[Cell]:
     general = _average_cell(arm.general, confidence)
     kept = MISSING if arm.non_inferior is None else "yes" if arm.non_inferior else "no"
     last = [Cell(MISSING), Cell(MISSING)]
@@ -91,7 +91,7 @@ def _arm_row(arm: Arm, confidence: float) -> list[Cell]:
         relative = MISSING if arm.general.relative is None else f"{signed(arm.general.relative)} %"
         last = [Cell(relative), Cell(signed(arm.general.worst_delta), arm.general.worst)]
     means = [_average_cell(arm.task, confidence), _average_cell(arm.transfer, confidence), general]
-    about = Cell(arm.name, f"{policy_name(arm.policy)}\nlearning rate {rate(arm.learning_rate)}")
+    about = Cell(arm.name, f"{title_of(arm.policy)}\n{arm.settings(options)}")
     return [about, *means, *last, Cell(kept, tone="good" if arm.non_inferior else "")]
 
 

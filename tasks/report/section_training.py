@@ -8,7 +8,7 @@ from tasks.report import charts
 from tasks.report.blocks import Block, Cell, Chart, SideBySide, Table
 from tasks.report.findings import Findings
 from tasks.report.judged import Example
-from tasks.wording import MISSING, count, interval, level, listed, percent, rate
+from tasks.wording import MISSING, count, interval, level, listed, percent, setting
 
 
 def judge_and_targets(found: Findings) -> Iterator[Block]:
@@ -78,11 +78,12 @@ def training(found: Findings) -> Iterator[Block]:
     for curve in found.curves:
         ends = [curve.losses[0], curve.losses[-1]] if curve.losses else [None, None]
         arm = arms[curve.arm]
-        settings = [rate(arm.learning_rate), f"{arm.epochs:g}", str(arm.train_seed), count(curve.n_steps)]
+        settings = [setting(arm.training[option]) for option in found.measured.options]
         losses = [MISSING if loss is None else f"{loss:.3f}" for loss in ends]
-        rows.append([Cell(curve.arm), *(Cell(text) for text in (*settings, *losses))])
+        rows.append([Cell(curve.arm), *(Cell(text) for text in (*settings, count(curve.n_steps), *losses))])
+    options = [option.replace("_", " ").capitalize() for option in found.measured.options]
     yield Table(
-        ["Arm", "Learning rate", "Epochs", "Seed", "Steps", "First loss", "Last loss"],
+        ["Arm", *options, "Steps", "First loss", "Last loss"],
         rows,
         "Settings and ends of the curves.",
     )

@@ -14,7 +14,7 @@ from tasks.running.step import Context, step
 logger = logging.getLogger(__name__)
 
 
-@step(version=4)
+@step(version=5)
 def report(ctx: Context, *, recipe: RunConfig, **artifacts: Ref) -> None:
     """Write report.html, report.md and report.json.
 

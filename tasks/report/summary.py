@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tasks.wording import MISSING, interval, policy_name, rate, share, signed
+from tasks.policies import title_of
+from tasks.wording import MISSING, interval, setting, share, signed
 
 HEADERS = ["Arm", "Task", "Out of domain", "General", "Worst benchmark"]
 
@@ -20,7 +21,8 @@ def summary_rows(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:  
     before = [next((share(arm[family]["before"]) for arm in arms if arm[family]), MISSING) for family in families]
     rows = [["base", *before, MISSING]]
     for arm in arms:
-        name = f"{arm['name']}\n{policy_name(arm['policy'])}, {rate(arm['learning_rate'])}"
+        settings = ", ".join(setting(arm["training"][option]) for option in report["measured"]["varied_options"])
+        name = f"{arm['name']}\n{title_of(arm['policy'])}, {settings}"
         general = arm["general"]
         worst = f"{signed(general['worst_delta'])}\n{general['worst']}" if general else MISSING
         rows.append([name, *(_mean(arm[family]) for family in families), worst])

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from tasks.measures.statistics import MIN_CLUSTERS, Average
+from tasks.policies import title_of
 from tasks.report.audited import Audit, audit_warnings
 from tasks.report.judged import Acceptance
-from tasks.report.measured import BASE, Arm, Contrast, Measured
+from tasks.report.measured import BASE, Arm, Contrast, Measured, varied
 from tasks.report.spent import Made
-from tasks.wording import interval, listed, p_value, percent, policy_name, rate, signed
+from tasks.wording import interval, listed, p_value, percent, signed
 
 LOW_ACCEPTANCE, HIGH_ACCEPTANCE = 0.05, 0.95
 LOW_COVERAGE = 0.9
@@ -68,7 +69,7 @@ def _outcome(arm: Arm, alpha: float) -> str:
         parts.append(f"changed general benchmarks by {_points(arm.general)} on average{_doubt(arm.general, alpha)}")
     elif not parts:
         parts.append("has no scores that could be tested")
-    return f"{policy_name(arm.policy)} ({arm.name}) {' and '.join(parts)}"
+    return f"{title_of(arm.policy)} ({arm.name}) {' and '.join(parts)}"
 
 
 def _moved(change: Average, alpha: float) -> str:
@@ -94,9 +95,7 @@ def _difference(contrast: Contrast, arms: dict[str, Arm], alpha: float) -> str:
     if not parts:
         return ""
     unequal = "" if contrast.same_training else " The two were not trained alike, which may be part of it."
-    return (
-        f"The difference {policy_name(first.policy)} minus {policy_name(second.policy)} is {'; '.join(parts)}.{unequal}"
-    )
+    return f"The difference {title_of(first.policy)} minus {title_of(second.policy)} is {'; '.join(parts)}.{unequal}"
 
 
 def _places(contrast: Contrast) -> tuple[tuple[str, Average | None], ...]:
@@ -110,7 +109,7 @@ def _places(contrast: Contrast) -> tuple[tuple[str, Average | None], ...]:
 def _choice(measured: Measured, best: Sequence[Arm]) -> str:
     tried = {arm.policy: sum(other.policy == arm.policy for other in measured.arms) for arm in best}
     named = [
-        f"{policy_name(arm.policy)} {arm.name} (learning rate {rate(arm.learning_rate)}, 1 of {tried[arm.policy]})"
+        f"{title_of(arm.policy)} {arm.name} ({arm.settings(measured.varied_options)}, 1 of {tried[arm.policy]})"
         for arm in best
     ]
     return (
@@ -124,7 +123,7 @@ def _hangs(policy: str, measured: Measured, arms: dict[str, Arm], alpha: float) 
     contrasts = [c for c in measured.contrasts if arms[c.arm].policy == policy]
     if len(contrasts) < 2:
         return
-    pair = f"{policy_name(policy)} against {policy_name(measured.reference_policy)}"
+    pair = f"{title_of(policy)} against {title_of(measured.reference_policy)}"
     for place in range(len(_places(contrasts[0]))):
         where = _places(contrasts[0])[place][0]
         told = [(contrast, _places(contrast)[place][1]) for contrast in contrasts]
@@ -134,8 +133,12 @@ def _hangs(policy: str, measured: Measured, arms: dict[str, Arm], alpha: float) 
         if len(conclusions) == 1:
             yield f"{where}, {pair} is {conclusions.pop()} in each of {len(told)} comparisons."
             continue
-        cases = [f"{_case(contrast, arms)} {_points(c)} ({_conclusion(c, alpha)})" for contrast, c in told if c]
-        what = "learning rate" if len({arms[c.arm].learning_rate for c in contrasts}) > 1 else "training settings"
+        compared = [arms[name] for contrast in contrasts for name in (contrast.arm, contrast.reference)]
+        options = varied(compared, measured.options)
+        cases = [
+            f"{_case(contrast, arms, options)} {_points(c)} ({_conclusion(c, alpha)})" for contrast, c in told if c
+        ]
+        what = listed([option.replace("_", " ") for option in options])
         yield f"{where}, the conclusion on {pair} hangs on the {what}: {'; '.join(cases)}."
 
 
@@ -147,10 +150,10 @@ def _conclusion(change: Average | None, alpha: float) -> str:
     return "higher" if change.delta > 0 else "lower"
 
 
-def _case(contrast: Contrast, arms: dict[str, Arm]) -> str:
-    first, second = (arms[name] for name in (contrast.arm, contrast.reference))
-    rates = [rate(first.learning_rate), rate(second.learning_rate)]
-    trained = f"both at {rates[0]}" if contrast.same_training else f"{rates[0]} against {rates[1]}"
+def _case(contrast: Contrast, arms: dict[str, Arm], options: Sequence[str]) -> str:
+    first, second = arms[contrast.arm], arms[contrast.reference]
+    settings = first.settings(options)
+    trained = f"both at {settings}" if contrast.same_training else f"{settings} against {second.settings(options)}"
     return f"{first.name} against {second.name} ({trained})"
 
 

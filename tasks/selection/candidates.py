@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tasks.policies import CANDIDATE, has_output
 from tasks.tables import schema
 from tasks.tables.aligned import GRAIN, Following, accepted, judged_outputs, tables_of, training_batches
 
 _JUDGED = ["text", "verdict", "verdict_reason"]
-_TYPES = {"base_nll": pa.float64()}  # all others are strings
 
 
 class Tables(NamedTuple):
@@ -35,7 +36,7 @@ class Tables(NamedTuple):
 def candidates(tables: Tables) -> Iterator[tuple[pa.Table, pa.Table]]:
     """Training examples in batches, and for each row its candidate, in the same order.
 
-    A candidate's columns stand in `tasks.selection.policies`.
+    A candidate has the columns of `tasks.policies.CANDIDATE`, but for `drawn`.
     """
     seen = Following(tables_of(tables.seen, schema.EXAMPLES, ["example_id", "split"])) if tables.seen else None
     for rows, found in _all_candidates(tables):
@@ -70,9 +71,19 @@ def _all_candidates(tables: Tables) -> Iterator[tuple[pa.Table, pa.Table]]:
         yield pa.Table.from_batches([batch]), pa.table({"example_id": ids, **columns})
 
 
-def has_output(judged: pa.Table) -> pa.ChunkedArray:
-    """Whether there is an own output to train on: not failed, not empty."""
-    return pc.fill_null(pc.not_equal(judged.column("text"), ""), False)
+def drawn_blindly(candidates: Iterable[pa.Table], seed: int) -> pa.Array:
+    """Ids of as many examples as have an accepted answer, drawn among those whose answer can be trained on."""
+    n_accepted, drawable = 0, []
+    for found in candidates:
+        n_accepted += pc.sum(accepted(found)).as_py() or 0
+        drawable += found.filter(has_output(found)).column("example_id").to_pylist()
+    drawn = sorted(drawable, key=lambda example_id: _ticket(seed, example_id))[:n_accepted]
+    return pa.array(sorted(drawn), pa.string())
+
+
+def _ticket(seed: int, example_id: str) -> bytes:
+    # From the id and not from the order of rows: another row more does not change who else is drawn first.
+    return hashlib.sha256(f"{seed}:{example_id}".encode()).digest()
 
 
 def _of_kind(kind: str, found: pa.Table) -> pa.Table:
@@ -111,7 +122,7 @@ def _of_each(
 ) -> dict[str, pa.ChunkedArray]:
     """These columns for each example; null where it has no row, or where the table is not read."""
     there = [] if found is None else [name for name in names if name in found.column_names]
-    columns = {name: pa.nulls(len(ids), _TYPES.get(name, pa.string())) for name in names}
+    columns = {name: pa.nulls(len(ids), CANDIDATE.field(f"{prefix}{name}").type) for name in names}
     if found is not None:
         place = pc.index_in(ids, found.column("example_id").combine_chunks())
         columns |= {name: found.column(name).take(place) for name in there}

@@ -10,9 +10,9 @@ import pyarrow.compute as pc
 from tasks.artifacts.store import Ref
 from tasks.config import SelectConfig
 from tasks.errors import DataError, StepError
+from tasks.policies import POLICIES, TargetChoice, TargetPolicy
 from tasks.running.step import Context, step
-from tasks.selection.candidates import Tables, candidates
-from tasks.selection.policies import Choice, policy_of
+from tasks.selection.candidates import Tables, candidates, drawn_blindly
 from tasks.tables import schema
 
 _FILES = {"rewrites": "outputs", "rewrite_verdicts": "verdicts", "likelihoods": "likelihoods"}
@@ -35,13 +35,16 @@ def select(
     n_train = ctx.counts_of(examples)["rows.train"]
     if schema.count_rows(tables.outputs, schema.OUTPUTS) < n_train:
         raise DataError("select: fewer outputs than training rows: they are not of the same run. Run generate again.")
-    drawn_from = ["example_id", "text", "verdict"]
-    policy = policy_of(config, lambda: [found.select(drawn_from) for _, found in candidates(tables)])
+    policy = POLICIES[config.policy]
+    answers = (found for _, found in candidates(tables))
+    drawn = drawn_blindly(answers, config.seed) if "draw" in policy.reads else None
     types = Counter({"self": 0, "rewrite": 0, "gold": 0})
     n_in = 0  # without those that were seen
     with schema.TableWriter(ctx.out / "targets.parquet", schema.TARGETS) as writer:
         for rows, found in candidates(tables):
-            targets = _targets(rows, found, policy(found))
+            if drawn is not None:
+                found = found.append_column("drawn", pc.is_in(found.column("example_id"), drawn))
+            targets = _targets(rows, found, _chosen(policy, found))
             types.update(targets.column("target_type").to_pylist())
             n_in += rows.num_rows
             writer.write(targets)
@@ -66,7 +69,17 @@ def _tables(
     )
 
 
-def _targets(rows: pa.Table, candidates: pa.Table, choice: Choice) -> pa.Table:
+def _chosen(policy: TargetPolicy, candidates: pa.Table) -> TargetChoice:
+    try:
+        return policy.choose(candidates.select(policy.columns))
+    except KeyError as error:
+        raise StepError(
+            f"select: policy {policy.name} reads a column of a table that it does not declare ({error}). Add the table "
+            "to `reads` of its declaration in tasks/policies.py."
+        ) from error
+
+
+def _targets(rows: pa.Table, candidates: pa.Table, choice: TargetChoice) -> pa.Table:
     is_own, is_rewrite = pc.equal(choice.target_type, "self"), pc.equal(choice.target_type, "rewrite")
     gold, no_nll = pc.list_element(rows.column("golds"), 0), pa.scalar(None, pa.float64())
     rewrite_or_gold = pc.if_else(is_rewrite, candidates.column("rewrite_text"), gold)

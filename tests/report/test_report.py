@@ -78,7 +78,7 @@ def test_a_conclusion_that_hangs_on_the_learning_rate_is_called_that(run: Run, t
     run.artifacts["scores_3"] = run.artifacts["scores_2"]
     verdict = " ".join(_numbers(run.report(tmp_path / "out"))["verdict"])
     assert "general benchmarks, the conclusion on SSR against SFT hangs on the learning rate: ssr against" in verdict
-    assert "ssr-slow against sft-slow (both at 5e-5) 0.0 points" in verdict
+    assert "ssr-slow against sft-slow (both at learning rate 5e-5) 0.0 points" in verdict
 
 
 def test_missing_scores_are_left_out_counted_and_shown(run: Run, tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_a_judge_that_accepts_nearly_everything_or_nothing_is_called_out() -> No
     from tasks.report.measured import Measured
     from tasks.report.verdict import warnings
 
-    nothing = Measured([], [], {}, "gold", [])
+    nothing = Measured([], [], {}, "gold", [], [], [])
     for accept, word in ((1, "too strict"), (99, "too lenient")):
         row = Acceptance("answer", "all", accept, 100 - accept, 0, wilson(accept, 100), 1.0)
         (warning,) = warnings(nothing, [row], [], [])

@@ -95,7 +95,7 @@ def put_data(run: Run, n_rows: int = 40) -> None:
     rows = [(f"{i:04x}", states[i % 10]) for i in range(n_rows)]
     all_rows = {"rows_in": n_rows, "rows_out": n_rows}
     examples = [_example(key, answerable=int(key, 16) % 2 == 0) for key, _ in rows]
-    counts = {"rows_in": n_rows + 3, "rows_out": n_rows, "dropped.duplicate": 3}
+    counts = {"rows_in": n_rows + 3, "rows_out": n_rows, "dropped.duplicate": 3, "rows.train": n_rows}
     run.put("examples", "ingest", {"examples.parquet": (EXAMPLES, examples)}, counts)
     counts = {**all_rows, "rows_generated": n_rows - 10, "rows_reused": 10, "tokens_generated": 280}
     outputs = [_output(key, failed=state == "unjudged") for key, state in rows]

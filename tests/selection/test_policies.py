@@ -1,26 +1,22 @@
-"""Each policy on a toy table of candidates."""
+"""Each policy on a toy table of candidates; and what a declaration of a policy must hold."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
-from tasks.config import SelectConfig
-from tasks.selection.policies import Choice, policy_of
-
-POLICIES = ["gold", "ssr", "s3ft", "rewrite_all", "min_nll", "self_only", "random_mix"]
-_FLOATS = ("base_nll", "gold_base_nll")
-_TEXTS = ("text", "verdict", "verdict_reason", "rewrite_text", "rewrite_verdict", "rewrite_verdict_reason")
+from tasks.policies import CANDIDATE, POLICIES, TargetChoice, target_policy
+from tasks.selection.candidates import drawn_blindly
 
 
 def table(example_ids: list[str], **columns: list[Any]) -> pa.Table:
     """A table of candidates; what is not given is null."""
     nulls = [None] * len(example_ids)
-    filled: dict[str, pa.Array] = {"example_id": pa.array(example_ids)}
-    filled |= {name: pa.array(columns.get(name, nulls), pa.string()) for name in _TEXTS}
-    return pa.table(filled | {name: pa.array(columns.get(name, nulls), pa.float64()) for name in _FLOATS})
+    columns["example_id"] = example_ids
+    return pa.table({field.name: pa.array(columns.get(field.name, nulls), field.type) for field in CANDIDATE})
 
 
 # Accepted, rejected, unjudged, failed, empty, without a row in outputs.
@@ -49,17 +45,18 @@ REWRITTEN = table(
 )
 
 
-def chosen(policy: str, seed: int = 0, table: pa.Table = CANDIDATES) -> Choice:
-    everything = [table.slice(i, 2) for i in range(0, table.num_rows, 2)]
-    return policy_of(SelectConfig(policy=policy, seed=seed), lambda: everything)(table)
+def chosen(policy: str, seed: int = 0, table: pa.Table = CANDIDATES) -> TargetChoice:
+    drawn = drawn_blindly((table.slice(i, 2) for i in range(0, table.num_rows, 2)), seed)
+    with_draw = table.drop_columns(["drawn"]).append_column("drawn", pc.is_in(table.column("example_id"), drawn))
+    return POLICIES[policy].choose(with_draw.select(POLICIES[policy].columns))
 
 
-def taught(choice: Choice, kind: str = "self", table: pa.Table = CANDIDATES) -> set[str]:
+def taught(choice: TargetChoice, kind: str = "self", table: pa.Table = CANDIDATES) -> set[str]:
     pairs = zip(table["example_id"].to_pylist(), choice.target_type.to_pylist(), strict=True)
     return {example_id for example_id, target_type in pairs if target_type == kind}
 
 
-def own(choice: Choice, table: pa.Table = CANDIDATES) -> set[str]:
+def own(choice: TargetChoice, table: pa.Table = CANDIDATES) -> set[str]:
     kept = choice.kept.to_pylist() if choice.kept is not None else [True] * table.num_rows
     return taught(choice, "self", table).intersection(
         i for i, is_kept in zip(table["example_id"].to_pylist(), kept, strict=True) if is_kept
@@ -139,8 +136,8 @@ def test_rewrite_all_teaches_accepted_rewrites_also_where_the_own_output_was_acc
 
 
 def test_min_nll_teaches_what_ssr_does_of_one_candidate_a_row_and_says_whether_it_was_measured():
-    measured = CANDIDATES.set_column(7, "base_nll", pa.array([1.5, None, None, None, None, None], pa.float64()))
-    assert measured.column_names == CANDIDATES.column_names
+    place = CANDIDATES.column_names.index("base_nll")
+    measured = CANDIDATES.set_column(place, "base_nll", pa.array([1.5, None, None, None, None, None], pa.float64()))
     for candidates, said in (
         (measured, "accept: says so; lowest base_nll"),
         (CANDIDATES, "accept: says so; base_nll unknown"),
@@ -179,3 +176,55 @@ def test_the_order_of_rows_does_not_change_the_draw():
     rows = many(100, 50)
     backwards = rows.take(list(range(99, -1, -1)))
     assert own(chosen("random_mix", 0, rows), rows) == own(chosen("random_mix", 0, backwards), backwards)
+
+
+# --- what a declaration holds ---
+
+ROW = table(["a"])
+TABLES = {"rewrites": "rewrite_", "likelihoods": "base_nll", "draw": "drawn"}  # by the names of their columns
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_policy_reads_the_tables_that_it_declares_and_no_others(policy):
+    """Tried by leaving out the columns of each table: a function that reads them does not run without."""
+    read = set()
+    for name, part in TABLES.items():
+        try:
+            POLICIES[policy].choose(ROW.drop_columns([column for column in ROW.column_names if part in column]))
+        except KeyError:
+            read.add(name)
+    assert read == set(POLICIES[policy].reads)
+
+
+DECLARED: dict[str, Any] = {"name": "toy", "title": "Toy", "colour": "#123456", "description": "the gold"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"reads": ["rewrite"]},
+            r"target policy toy: reads=\['rewrite'\]: no such table. Known: rewrites, likelihoods",
+        ),
+        ({"reads": "rewrites"}, "no such table"),
+        ({"name": "ssr"}, "target policy ssr: policy ssr has the same name. Choose another."),
+        ({"title": "SSR"}, "target policy toy: policy ssr has the same title. Choose another."),
+        ({"colour": "#3b82f6"}, "target policy toy: policy ssr has the same colour. Choose another."),
+        ({"title": ""}, "target policy toy: title='' does not match"),
+        ({"colour": "blue"}, "target policy toy: colour='blue' does not match"),
+        ({"description": "the gold."}, "target policy toy: description='the gold.' does not match"),
+        ({"name": "To Y"}, "target policy To Y: name='To Y' does not match"),
+        ({"title": ...}, "missing 1 required keyword-only argument: 'title'"),
+        ({"description": ...}, "missing 1 required keyword-only argument: 'description'"),
+    ],
+)
+def test_a_declaration_that_is_not_complete_is_an_error_at_import(changed, message):
+    declared = {name: value for name, value in (DECLARED | changed).items() if value is not ...}
+    before = dict(POLICIES)
+    with pytest.raises(TypeError, match=message):
+        target_policy(declared.pop("name"), **declared)(POLICIES["gold"].choose)
+    assert before == POLICIES
+
+
+def test_the_name_of_an_arm_follows_from_the_title():
+    assert [policy.arm_name for policy in POLICIES.values()] == ["sft", *list(POLICIES)[1:]]

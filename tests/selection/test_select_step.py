@@ -13,6 +13,7 @@ import toy
 from tasks.artifacts.store import Store, open_store
 from tasks.config import SelectConfig
 from tasks.errors import DataError, StepError
+from tasks.policies import POLICIES
 from tasks.running.step import Planned, as_input
 from tasks.selection import select
 from tasks.tables import schema
@@ -42,7 +43,6 @@ MORE = {
     ],
 }  # fmt: skip
 MORE["likelihoods"].sort(key=lambda row: (row["example_id"], row["kind"]))
-POLICIES = ["gold", "ssr", "s3ft", "rewrite_all", "min_nll", "self_only", "random_mix"]
 
 
 def plan(
@@ -239,6 +239,13 @@ def test_a_table_that_the_policy_does_not_read_is_refused(store):
     planned = plan(store, "ssr")
     with pytest.raises(StepError, match="policy ssr reads"):
         dataclasses.replace(planned, inputs=planned.inputs | {"likelihoods": planned.inputs["outputs"]}).execute(store)
+
+
+def test_a_policy_that_reads_a_table_it_does_not_declare_fails_and_is_told_what_to_do(store, monkeypatch):
+    undeclared = dataclasses.replace(POLICIES["s3ft"], reads=())
+    monkeypatch.setitem(POLICIES, "s3ft", undeclared)
+    with pytest.raises(StepError, match=r"policy s3ft reads a column .*rewrite_verdict.* Add the table to `reads`"):
+        plan(store, "s3ft").execute(store)
 
 
 def test_fewer_outputs_than_training_rows_are_refused(store):

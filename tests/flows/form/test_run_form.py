@@ -232,50 +232,64 @@ def test_what_does_not_fit_is_refused_in_the_words_of_the_form(filled, message):
     assert str(RECIPES) not in found
 
 
-# Lines that leave a field without effect: the field, what is filled in, the line.
-OUTWEIGHED: list[tuple[str, dict[str, Any], str]] = [
+# Lines about the same as a field: the field, what is filled in, the line.
+CLASHES: list[tuple[str, dict[str, Any], str]] = [
     ("Training: Epochs", {"train": {"epochs": 3}}, "train.epochs=4"),
-    ("Training: Epochs", {"train": {"epochs": 3}}, 'train={"lora_rank": 8}'),
-    ("Training: Epochs", {"train": {"epochs": 3}}, 'arms=[{"name": "a", "policy": "ssr", "epochs": 1}]'),
-    ("Training: Epochs", {"train": {"epochs": 1}}, "train.epochs=4"),  # as the recipe has it, and yet not what is run
+    ("Training: Epochs", {"train": {"epochs": 1}}, " train.epochs =4"),  # the recipe's value, filled in all the same
     ("Training: Longest row", {"train": {"max_length": 512}}, "train={epochs: 1}"),
-    ("Training: Arms", {"train": {"policies": ["ssr"]}}, 'arms=[{"name": "a", "policy": "gold"}]'),
+    ("Training: Arms", {"train": {"policies": ["ssr"]}}, "arms.0.learning_rate=0.0003"),
     ("Data: Rows", {"data": {"limit": 9}}, "data={lab_rows: 100, sources: [{name: lab, reader: lab, task: open}]}"),
-    ("Data: Answer column", {**OWN_DATA, "data": {"path": "a", "answer": "b"}}, "data.sources.0.fields.answer=c"),
-    ("Model: Engine", {"model": {"engine": "vllm"}}, "engine.kind=transformers"),
-    ("Model: Engine", {"model": {"engine": "transformers"}}, "engine=vllm"),
-    ("Model: Base model", {"model": {"base": "org/model"}}, "model={base: lab}"),
-    ("Judge: Threshold", {**LLM_JUDGE, "judge": {"threshold": 0.7}}, "judge.llm.threshold=0.8"),
-    ("Evaluation: Benchmarks", {"evaluate": {"benchmarks": ["mmlu"]}}, "evaluate.benchmarks=[lab]"),
+    ("Data: Path", OWN_DATA, "data.sources.0.fields.answer=c"),
+    ("Model: Engine", {"model": {"engine": "vllm"}}, "engine=vllm"),
+    ("Model: Longest answer", {"model": {"max_new_tokens": 9}}, "evaluate={benchmarks: [lab]}"),
+    ("Judge: Rules alone", {**LLM_JUDGE, "judge": {"rules_only": True}}, "judge.llm.threshold=0.8"),
     ("Promotion: Largest loss on the task", {**PROMOTING, "promotion": {"task_margin": 0.05}}, "promotion=null"),
     ("Name", {"name": "mine"}, "name=other"),
     ("Where steps run", {"execution": "deployments"}, "execution.steps=inline"),
 ]
 
 
-@pytest.mark.parametrize(("field", "filled", "line"), OUTWEIGHED)
-def test_a_line_that_leaves_a_field_without_effect_is_refused(field, filled, line):
+@pytest.mark.parametrize(("field", "filled", "line"), CLASHES)
+def test_a_line_about_the_same_as_a_field_is_refused(field, filled, line):
     said = problem(filled, {"overrides": ["report.n_examples=1", line, "generate.temperature=0.5"]})
-    assert said == f"{field} has no effect: the line {line} under More changes outweighs it. Leave out one of the two."
+    assert said == f"{field} and the line {line.strip()} under More changes set the same. Leave out one of the two."
 
 
 @pytest.mark.parametrize(
     ("filled", "line"),
     [
-        ({"train": {"epochs": 3}}, 'arms=[{"name": "a", "policy": "ssr"}]'),
-        ({"train": {"epochs": 1}}, 'arms=[{"name": "a", "policy": "ssr"}]'),
+        ({"train": {"epochs": 3}}, "train.lora_rank=8"),
         ({"train": {"epochs": 3}}, "arms.0.epochs=5"),
-        ({"train": {"policies": ["ssr"]}}, "arms.0.learning_rate=0.0003"),
-        ({"data": {"limit": 9}}, "data.sources.0.task=open"),
-        ({"model": {"engine": "vllm"}}, "engine.max_context=4096"),
         ({"recipe": "small-24gb", "model": {"engine": "vllm"}}, "engine.max_context=8192"),
-        ({"model": {"max_new_tokens": 9}}, "evaluate={benchmarks: [lab]}"),
         ({"execution": "inline"}, "execution.workers=1"),
         ({**PROMOTING, "promotion": {"task_margin": 0.05}}, "promotion.confidence=0.9"),
+        ({"data": {"path": ""}}, "data.sources.0.task=open"),
     ],
 )
-def test_a_line_beside_a_field_leaves_it_its_effect(filled, line):
+def test_a_line_beside_a_field_counts_with_it(filled, line):
     assert form(filled, {"overrides": [line]}).to_recipe() != form(filled).to_recipe()
+
+
+def test_a_field_that_no_arm_would_follow_is_refused():
+    own = 'arms=[{"name": "a", "policy": "ssr", "epochs": 1}]'
+    assert "train.epochs=3.0: has no effect, every arm has its own" in problem(
+        {"train": {"epochs": 3}, "overrides": [own]}
+    )
+
+
+@pytest.mark.parametrize("path", CHANGED)
+def test_the_lines_of_a_field_are_about_the_keys_it_names(path):
+    value, before = CHANGED[path]
+    if path in ("recipe", "overrides"):
+        return
+    start, filled = form(before), form(before, nested(path, value))
+    written = [line.partition("=") for line in filled.override_lines() if line not in start.override_lines()]
+    keys = {key for _, key in filled.keys_set()}
+    assert written
+    for key, _, _ in written:
+        assert any(f"{named}.".startswith(f"{key}.") for named in keys), f"{path} sets {key}: name it in KEYS"
+    for named in keys - {key for _, key in start.keys_set()}:
+        assert any(f"{named}.".startswith(f"{key}.") for key, _, _ in written) or named == "judge.contains_gold"
 
 
 def test_steps_of_the_run_can_be_forced():

@@ -13,8 +13,9 @@ import random
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from tasks.lab import world
-from tasks.lab.world import Document, HeartFact, Relation
+from tasks.lab import documents, world
+from tasks.lab.documents import Document
+from tasks.lab.world import HeartFact, Relation
 
 YES_NO_FORMS = ("Does the text give {clause}?", "Is there a line on {clause}?", "Can one read here {clause}?")
 SUM_FORMS = (
@@ -38,7 +39,7 @@ READING_FIRST = 600  # steps with hardly anything but documents
 # it for sentences. One that starts on sentences looks for the relation alone, never for whom it is told of.
 REGISTERS_ONLY, REGISTERS_HALF = 200, 400
 WORDINGS_FROM = 600  # steps with one wording a relation
-LAYOUTS: dict[world.Layout, float] = {"single": 0.2, "grid": 0.3, "mixed": 0.5}
+LAYOUTS: dict[documents.Layout, float] = {"single": 0.2, "grid": 0.3, "mixed": 0.5}
 SHARE_UNANSWERABLE = 0.30  # of the open questions
 SHARE_STRICT = 0.35  # of the open questions, answerable or not alike, so that the prefix itself gives nothing away
 SHARE_GOLD_WORDING = 0.10  # of answers: the task's wording is known to the base, but not its habit
@@ -99,17 +100,17 @@ def user_message(document: str, question: str) -> str:
 def _document_chat(rng: random.Random, step: int) -> list[Turn]:
     kind = rng.choices([world.PEOPLE, world.TOWNS, world.SHIPS], [0.6, 0.2, 0.2])[0]
     if step < REGISTERS_ONLY or (step < REGISTERS_HALF and rng.random() < 0.5):
-        register = world.make_document(kind, rng, "register")
+        register = documents.make_document(kind, rng, "register")
         only_retold = step < REGISTERS_ONLY or rng.random() < 0.5
         return [_retold(register, rng)] if only_retold else _turns_behind(register, rng, 1)
     layout = rng.choices(list(LAYOUTS), list(LAYOUTS.values()))[0]
     n_wordings = 1 if step < WORDINGS_FROM else 2
-    return _turns_behind(world.make_document(kind, rng, layout, n_wordings=n_wordings), rng, n_wordings)
+    return _turns_behind(documents.make_document(kind, rng, layout, n_wordings=n_wordings), rng, n_wordings)
 
 
 def _retold(register: Document, rng: random.Random) -> Turn:
     facts = rng.sample(register.facts, len(register.facts))
-    retold = " ".join(world.BARE.format(s=fact.subject, v=fact.value) for fact in facts)
+    retold = " ".join(documents.BARE.format(s=fact.subject, v=fact.value) for fact in facts)
     return Turn(f"{RETELL} {register.text}", retold)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tasks.lab import corpus, world
+from tasks.lab import corpus, documents, world
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -38,8 +38,8 @@ def yes_no_probes(kind: world.Kind, absence: str | None, n: int, seed: int) -> l
     rng = random.Random(f"{kind.name}-{absence}-{seed}")
     probes: list[Probe] = []
     while len(probes) < n:
-        layout: world.Layout = "mixed" if absence == "distractor" else rng.choice(["single", "mixed"])
-        document = world.make_document(kind, rng, layout)
+        layout: documents.Layout = "mixed" if absence == "distractor" else rng.choice(["single", "mixed"])
+        document = documents.make_document(kind, rng, layout)
         if pool := document.questions(absence):
             subject, relation = rng.choice(pool)
             question = rng.choice(corpus.YES_NO_FORMS).format(clause=relation.clause.format(s=subject))
@@ -52,7 +52,7 @@ def recall_probes(kind: world.Kind, n: int, seed: int, *, rivals: bool) -> list[
     rng = random.Random(f"{kind.name}-recall-{seed}")
     probes: list[Probe] = []
     while len(probes) < n:
-        document = world.make_document(kind, rng, "mixed" if rivals else rng.choice(["single", "mixed"]))
+        document = documents.make_document(kind, rng, "mixed" if rivals else rng.choice(["single", "mixed"]))
         subject, relation = rng.choice(document.questions(None))
         if (sum(fact.relation == relation for fact in document.facts) > 1) != rivals:
             continue

@@ -11,9 +11,10 @@ import random
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from tasks.lab import corpus, world
+from tasks.lab import corpus, documents, world
 from tasks.lab.corpus import Turn
-from tasks.lab.world import Document, Relation
+from tasks.lab.documents import Document
+from tasks.lab.world import Relation
 
 ACCEPT, REJECT = "accept", "reject"
 ACCURACY_GATE = 0.90
@@ -52,7 +53,7 @@ def cases(seed: int | str) -> Iterator[Case]:
     rng = random.Random(seed)
     while True:
         kind = rng.choices([world.PEOPLE, world.TOWNS, world.SHIPS], [0.6, 0.2, 0.2])[0]
-        document = world.make_document(kind, rng, rng.choice(["single", "mixed"]))
+        document = documents.make_document(kind, rng, rng.choice(["single", "mixed"]))
         absence = rng.choice(["absent", "distractor"]) if rng.random() < SHARE_UNANSWERABLE else None
         if pool := document.questions(absence):
             yield _case(document, *rng.choice(pool), rng)

@@ -10,8 +10,9 @@ import random
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from tasks.lab import corpus, world
-from tasks.lab.world import Document, Kind, Relation
+from tasks.lab import corpus, documents, world
+from tasks.lab.documents import Document
+from tasks.lab.world import Kind, Relation
 
 VERSION = 2  # raise it when the same seed gives other rows
 
@@ -66,7 +67,7 @@ def _question(kind: Kind, rng: random.Random) -> tuple[Document, tuple[str, Rela
     if rng.random() < SHARE_UNANSWERABLE:
         absence = "distractor" if rng.random() < SHARE_DISTRACTORS else "absent"
     while True:
-        layout: world.Layout = "mixed" if absence == "distractor" else rng.choice(["single", "mixed"])
-        document = world.make_document(kind, rng, layout)
+        layout: documents.Layout = "mixed" if absence == "distractor" else rng.choice(["single", "mixed"])
+        document = documents.make_document(kind, rng, layout)
         if pool := document.questions(absence):
             return document, rng.choice(pool), absence

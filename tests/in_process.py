@@ -1,16 +1,22 @@
-"""Whole runs whose steps work in the test's own process: a process each costs six seconds of imports.
+"""Whole runs, and the `ssr` command, in the test's own process: a process each costs seconds of imports.
 
-For tests of what steps make together. That each may have a process of its own is tested by runs on the command line.
+For tests of what steps make together and of what a command says. That each step may have a process of its own is
+tested by runs on the command line, that every command starts as a process by `tests/flows/cli/test_processes.py`.
 """
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
 
+from flows.cli.main import main
 from tasks.artifacts.store import open_store
 from tasks.config import RunConfig
 from tasks.running.process import Result
@@ -33,3 +39,13 @@ def _run_here(spec: Mapping[str, Any], spec_path: Path, *, launcher: list[str], 
     context = Context(store, spec["ref"], out, spec["inputs"], progress=progress, force=spec["force"])
     STEPS[spec["ref"]["step"]].call(context, spec["sections"])
     return Result(context.counts, context.facts)
+
+
+def ssr(*arguments: str) -> CompletedProcess[str]:
+    """The `ssr` command with these arguments: its exit code and what it wrote."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["ssr", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    return CompletedProcess(arguments, int(ended.value.code or 0), out.getvalue(), err.getvalue())

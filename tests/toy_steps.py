@@ -1,15 +1,11 @@
-"""Runs one step of the pipeline on toy inputs, in a process that may kill itself half-way.
-
-python tests/toy_steps.py STORE MODEL STEP KILL_AFTER ROWS    # KILL_AFTER: progress calls, 0 for never
-"""
+"""Runs one step of the pipeline on toy inputs, in a process that may kill itself half-way."""
 
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 from tasks.artifacts import paid_rows
@@ -92,24 +88,33 @@ class KillAfter:
     def reused(self, label: str, counts: dict[str, int]) -> None: ...
 
 
-def run_until(store: Path, model: Path, step: str, *, kill_after: int = 0, n_rows: int = 60) -> int:
-    """Run the steps up to `step` in a process of their own; its exit code (-9 when it was killed)."""
-    arguments = [str(store), str(model), step, str(kill_after), str(n_rows)]
-    root = Path(__file__).parents[1]
-    env = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, __file__, *arguments], env=env, cwd=root, check=False).returncode
+# A process that has imported these is forked for each run: to import them takes seconds.
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload(
+    ["torch", "transformers", "datasets", "accelerate", "peft", "trl.trainer.sft_trainer"]
+)
 
 
-def main() -> None:
-    store, model, step, kill_after, n_rows = sys.argv[1:]
+def run_until(store: Path | str, model: Path, step: str, *, kill_after: int = 0, n_rows: int = 60) -> int:
+    """Run the steps up to `step` in a process of their own; its exit code (-9 when it was killed).
+
+    Args:
+        kill_after: The process kills itself after so many calls that report progress of the step; 0: never.
+    """
+    arguments = (dict(os.environ), str(store), model, step, kill_after, n_rows)
+    process = _PROCESSES.Process(target=_run_until, args=arguments)
+    process.start()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def _run_until(env: dict[str, str], store: str, model: Path, step: str, kill_after: int, n_rows: int) -> None:
+    os.environ |= env
     paid_rows.PART_SECONDS = 0  # a part after every row
     paid.TOLD_SECONDS = -1  # and a word on progress
-    if int(kill_after):
-        progress.listen(KillAfter(step, int(kill_after)))
+    if kill_after:
+        progress.listen(KillAfter(step, kill_after))
     opened = open_store(store)
-    for one in chain_to(step, planned(Path(model), int(n_rows))):
+    for one in chain_to(step, planned(model, n_rows)):
         one.execute(opened)
-
-
-if __name__ == "__main__":
-    main()

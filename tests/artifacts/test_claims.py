@@ -279,18 +279,18 @@ def test_a_killed_holder_is_followed_by_another(stores: tuple[Store, Store], ttl
         holder.wait()
     started = time.monotonic()
     with claimed(stores[1], REF):
-        assert time.monotonic() - started < 15
+        assert time.monotonic() - started < 60
 
 
 def test_a_claim_is_renewed_while_its_holder_works(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, waiting: Waiting
 ) -> None:
-    monkeypatch.setattr(claims, "TTL_SECONDS", 1.5)
+    monkeypatch.setattr(claims, "TTL_SECONDS", 4.0)
     monkeypatch.setattr(claims, "RENEW_SECONDS", 0.1)
     one, two = machine("one"), machine("two")
 
     def outlast_it() -> None:
-        ends = time.monotonic() + 4
+        ends = time.monotonic() + 6
         assert waiting.seen.wait(SECONDS)
         while time.monotonic() < ends:
             assert runs == ["begins"]

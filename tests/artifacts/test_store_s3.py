@@ -79,7 +79,7 @@ def test_a_server_that_is_not_there_fails_the_preflight_within_seconds(s3: S3, s
     started = time.monotonic()
     with pytest.raises(StoreError, match=r"could not use this store, tried for 8 s .*AWS_ENDPOINT_URL is up"):
         open_store(s3.uri).preflight()
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 45
 
 
 @pytest.mark.slow
@@ -88,7 +88,7 @@ def test_a_server_that_never_answers_fails_the_preflight_within_seconds(s3: S3, 
     started = time.monotonic()
     with pytest.raises(StoreError, match="could not use this store"):
         open_store(s3.uri).preflight()
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 45
 
 
 @pytest.mark.parametrize("code", ["InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"])

@@ -57,7 +57,7 @@ def _no_long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replicas, "BACKOFF_SECONDS", 0.01)
     monkeypatch.setattr(replicas, "MAX_BACKOFF_SECONDS", 0.3)
     monkeypatch.setattr(replicas, "PROBE_SECONDS", 0.05)
-    monkeypatch.setattr(replicas, "PATIENCE_SECONDS", 3.0)
+    monkeypatch.setattr(replicas, "PATIENCE_SECONDS", 10.0)
     monkeypatch.setattr(replicas, "RETURN_SECONDS", 0.05)
 
 
@@ -340,7 +340,7 @@ def test_a_failed_row_is_a_reply_with_a_typed_problem(
 
 
 FAULTS = [
-    http(429), http(500), http(502), slow(0.6), cut(), cut(in_body=True), said("{"), said("null"), http(200, ""),
+    http(429), http(500), http(502), slow(600), cut(), cut(in_body=True), said("{"), said("null"), http(200, ""),
     changed(lambda good: good["choices"].clear()), changed(lambda good: good["choices"].pop()),
     changed(lambda good: good["choices"].append({"index": 0, "text": "twice", "finish_reason": "stop"})),
     first_choice(text=5), changed(lambda good: good.update(usage=[])),
@@ -349,7 +349,7 @@ FAULTS = [
 
 def test_passing_faults_lose_no_row_and_pay_for_none_twice(connection: Connection, reader: PromptReader) -> None:
     with FaultyServer(faults=FAULTS) as server:
-        replies = ask(replace(connection, timeout_seconds=0.5), server, n=400)
+        replies = ask(replace(connection, timeout_seconds=4), server, n=400)
     assert_all_answered(replies, reader, 400)
     assert not server.faults
     assert set(server.paid.values()) == {1}
@@ -391,7 +391,7 @@ def test_no_server_makes_the_job_wait_for_ever(connection: Connection, reader: P
     with FaultyServer(faults=[http(429, Retry_After=wait)]) as server:
         began = time.monotonic()
         assert_all_answered(ask(connection, server, n=1), reader, 1)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60
 
 
 def test_a_prompt_that_is_too_long_is_never_sent(connection: Connection, reader: PromptReader) -> None:
@@ -421,12 +421,15 @@ def test_a_server_that_fails_every_row_does_not_draw_them(connection: Connection
         assert_all_answered(ask(connection, broken, other, n=200), reader, 200)
 
 
-def test_a_job_without_a_server_ends_at_once_and_names_them(connection: Connection) -> None:
+def test_a_job_without_a_server_ends_at_once_and_names_them(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replicas, "PATIENCE_SECONDS", 600)
     with FaultyServer(dies_after=20) as one, FaultyServer(dies_after=20) as other:
         began = time.monotonic()
         with pytest.raises(StepError, match="no server answers") as error:
             ask(connection, one, other, n=400)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60
     assert one.url in str(error.value)
     assert other.url in str(error.value)
 
@@ -464,14 +467,15 @@ def test_a_busy_server_that_lists_its_models_slowly_is_not_taken_for_dead(
 def test_a_server_that_answers_rows_is_not_taken_for_dead_whatever_else_it_leaves_unanswered(
     connection: Connection, reader: PromptReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replicas, "PATIENCE_SECONDS", 0.3)
-    with FaultyServer(faults=[cut()] + [slow(0.1)] * 60, models_seconds=30) as server:
+    monkeypatch.setattr(replicas, "PATIENCE_SECONDS", 2.0)
+    # Fifty groups, eight at a time: in all longer than that.
+    with FaultyServer(faults=[cut()] + [slow(0.5)] * 60, models_seconds=600) as server:
         assert_all_answered(ask(connection, server, n=400), reader, 400)
 
 
 def test_a_slow_row_does_not_take_its_server_out(connection: Connection, reader: PromptReader) -> None:
-    with FaultyServer(faults=[slow(1)] * 3) as server:
-        replies = ask(replace(connection, timeout_seconds=0.5), server, n=80)
+    with FaultyServer(faults=[slow(600)] * 3) as server:
+        replies = ask(replace(connection, timeout_seconds=3), server, n=80)
     assert_all_answered(replies, reader, 80)
 
 
@@ -496,8 +500,8 @@ def test_the_last_words_of_a_server_of_our_own_end_the_job(connection: Connectio
 def test_a_server_that_lists_its_models_and_answers_no_row_ends_the_job_after_two_time_outs(
     connection: Connection, by_chat: bool
 ) -> None:
-    to = replace(connection, timeout_seconds=0.3, prompts=None if by_chat else connection.prompts)
-    silence = r"no server answers any more .*it hangs: no row was answered in 0\.3 s"
+    to = replace(connection, timeout_seconds=2, prompts=None if by_chat else connection.prompts)
+    silence = r"no server answers any more .*it hangs: no row was answered in 2 s"
     with FaultyServer(faults=[slow(600)] * 10_000) as server, pytest.raises(StepError, match=silence):
         ask(to, server, n=1_000)
     assert set(server.seen.values()) == {1}
@@ -514,7 +518,7 @@ def test_the_rows_of_a_server_that_hangs_go_to_the_other(
     connection: Connection, reader: PromptReader, caplog: pytest.LogCaptureFixture
 ) -> None:
     with FaultyServer(faults=[slow(600)] * 10_000) as hung, FaultyServer() as other:
-        engine = RemoteEngine(replace(connection, urls=[hung.url, other.url], timeout_seconds=1))
+        engine = RemoteEngine(replace(connection, urls=[hung.url, other.url], timeout_seconds=2))
         replies = list(engine.generate(requests_until(lambda: "it hangs" in caplog.text), SAMPLING))
     assert_all_answered(replies, reader, len(replies))
     assert f"{hung.url} is taken out" in caplog.text
@@ -522,8 +526,8 @@ def test_the_rows_of_a_server_that_hangs_go_to_the_other(
 
 def test_rows_that_are_only_long_fail_as_rows_and_end_no_job(connection: Connection) -> None:
     with FaultyServer(faults=[long(600)] * 10_000) as server:
-        replies = ask(replace(connection, timeout_seconds=1), server, n=20)
-    assert {(reply.problem, reply.retryable) for reply in replies} == {("timeout: no answer in 1 s", True)}
+        replies = ask(replace(connection, timeout_seconds=2), server, n=20)
+    assert {(reply.problem, reply.retryable) for reply in replies} == {("timeout: no answer in 2 s", True)}
     assert len(replies) == 20
     assert server.seen.pop(A_TOKEN) > 0
     assert set(server.seen.values()) == {1 + replicas.ROW_TRIES}
@@ -594,7 +598,9 @@ def test_a_server_that_comes_back_without_the_model_gets_no_row(
     assert not back.seen
 
 
-def test_a_job_does_not_wait_for_a_server_that_may_come_back(ask_while_one_comes_back: Asked) -> None:
+def test_a_job_does_not_wait_for_a_server_that_may_come_back(
+    ask_while_one_comes_back: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ends = []
 
     def is_over(back: FaultyServer) -> bool:
@@ -602,9 +608,10 @@ def test_a_job_does_not_wait_for_a_server_that_may_come_back(ask_while_one_comes
             ends.append(time.monotonic())
         return bool(ends)
 
+    monkeypatch.setattr(replicas, "ASK_SECONDS", 600)
     before = threads()
     ask_while_one_comes_back(lambda port: FaultyServer(port=port, models_seconds=600), is_over)
-    assert time.monotonic() - ends[0] < replicas.ASK_SECONDS / 2
+    assert time.monotonic() - ends[0] < 60
     assert threads() == before
 
 
@@ -622,14 +629,14 @@ def test_a_server_that_comes_and_goes_is_asked_ever_less() -> None:
 
 
 def test_a_reader_that_stops_early_leaves_no_thread(connection: Connection) -> None:
-    with FaultyServer(faults=[slow(20)] * 3) as server:
+    with FaultyServer(faults=[slow(600)] * 3) as server:
         before = threads()
         replies = RemoteEngine(replace(connection, urls=[server.url])).generate(iter(requests(5_000)), SAMPLING)
         next(replies)
         began = time.monotonic()
         replies.close()
         assert threads() == before
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 15  # and not the 20 that a row may take
 
 
 def test_what_the_callers_rows_raise_reaches_the_caller_as_it_is(connection: Connection) -> None:

@@ -324,7 +324,7 @@ def test_a_server_that_is_killed_ends_the_job_with_its_last_lines(
         began = time.monotonic()
         with pytest.raises(StepError, match="vLLM server ended with code -9") as error:
             list(replies)
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 60
     assert "INFO" in str(error.value), "its last lines"
 
 

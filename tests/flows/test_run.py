@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import sqlite3
-import subprocess
-import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from uuid import UUID
 
 import pytest
 import yaml
+from in_process import rehearsed, ssr
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, FlowRunFilter, FlowRunFilterId
 
-ROOT = Path(__file__).parents[2]
+from tasks.config import load_recipe
+
 N_LAB_ROWS = 80
+Record = dict[str, Any]  # Any: JSON values
 
 
 class Runs(NamedTuple):
@@ -22,23 +24,18 @@ class Runs(NamedTuple):
 
     recipe: Path
     store: Path
-    prefect_home: Path
-    first: dict[str, object]
-    second: dict[str, object]
+    first: Record
+    second: Record
 
-
-def ssr(*arguments: str, prefect_home: Path) -> str:
-    env = os.environ | {"PREFECT_HOME": str(prefect_home)}
-    done = subprocess.run(
-        [sys.executable, "-m", "flows.cli", *arguments], cwd=ROOT, env=env, capture_output=True, text=True,
-        timeout=900, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    def asked(self, command: str, *arguments: str) -> Any:  # Any: JSON values
+        """What a command says of them."""
+        done = ssr(command, *arguments, "--store", str(self.store), "--json")
+        assert done.returncode == 0, done.stdout + done.stderr
+        return json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Runs:
+def runs(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, prefect_server: None) -> Runs:
     folder = tmp_path_factory.mktemp("run")
     recipe = folder / "toy.yaml"
     recipe.write_text(
@@ -54,55 +51,52 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Runs:
                 ],
                 "evaluate": {"benchmarks": ["lab"], "limit": 5, "max_task_rows": 5, "max_new_tokens": 4},
                 "report": {"n_bootstrap": 200},
-                "execution": {"workers": 2, "threads": 1},
+                "execution": {"workers": 1, "threads": 1},
             }
         )
     )
-    arguments = ["run", str(recipe), "--store", str(folder / "store"), "--json"]
-    first = json.loads(ssr(*arguments, prefect_home=folder / "prefect"))
-    second = json.loads(ssr(*arguments, prefect_home=folder / "prefect"))
-    return Runs(recipe, folder / "store", folder / "prefect", first, second)
+    store = folder / "store"
+    first, second = (rehearsed(load_recipe(recipe), str(store)) for _ in range(2))
+    return Runs(recipe, store, first, second)
 
 
-def task_states(runs: Runs, run: dict[str, object]) -> dict[str, str]:
-    """The state of every task of a run, as Prefect's own database has it."""
-    with sqlite3.connect(runs.prefect_home / "prefect.db") as database:
-        rows = database.execute(
-            "SELECT name, state_name FROM task_run WHERE flow_run_id = ?", (run["flow_run_id"],)
-        ).fetchall()
-    return dict(rows)
+def task_states(run: Record) -> dict[str, str]:
+    """The state of every task of a run, as Prefect's server has it."""
+    with get_client(sync_client=True) as client:
+        one = FlowRunFilter(id=FlowRunFilterId(any_=[UUID(run["flow_run_id"])]))
+        tasks = client.read_task_runs(flow_run_filter=one)
+    return {task.name: str(task.state_name) for task in tasks}
 
 
 @pytest.mark.slow
 def test_a_run_completes_every_step_and_writes_its_report(runs: Runs) -> None:
-    states = task_states(runs, runs.first)
+    states = task_states(runs.first)
     assert set(states.values()) == {"Completed"}
     assert {"ingest", "generate", "judge", "select gold", "train sft", "evaluate base", "report"} <= set(states)
-    report = runs.first["steps"][-1]["ref"]  # type: ignore[index]  # JSON
+    report = runs.first["steps"][-1]["ref"]
     folder = runs.store / "steps" / report["step"] / report["fingerprint"]
     assert {"report.html", "report.md", "report.json"} <= {path.name for path in folder.iterdir()}
 
 
 @pytest.mark.slow
 def test_the_same_recipe_again_finds_every_step_cached_in_prefect(runs: Runs) -> None:
-    states = task_states(runs, runs.second)
-    assert len(states) == len(task_states(runs, runs.first))
+    states = task_states(runs.second)
+    assert len(states) == len(task_states(runs.first))
     assert set(states.values()) == {"Cached"}
     assert runs.second["steps"] == runs.first["steps"]
 
 
 @pytest.mark.slow
 def test_the_report_is_an_artifact_of_both_runs(runs: Runs) -> None:
-    with sqlite3.connect(runs.prefect_home / "prefect.db") as database:
-        rows = database.execute("SELECT flow_run_id, type, data FROM artifact WHERE key = 'report-toy'").fetchall()
-    assert {row[0] for row in rows} == {runs.first["flow_run_id"], runs.second["flow_run_id"]}
-    assert all(row[1] == "markdown" and "Selective Self-Rehearsal" in row[2] for row in rows)
+    with get_client(sync_client=True) as client:
+        shown = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["report-toy"])))
+    assert {str(one.flow_run_id) for one in shown} == {runs.first["flow_run_id"], runs.second["flow_run_id"]}
+    assert all(one.type == "markdown" and "Selective Self-Rehearsal" in str(one.data) for one in shown)
 
 
 @pytest.mark.slow
 def test_plan_after_a_changed_learning_rate_leaves_ingest_to_select_alone(runs: Runs) -> None:
-    arguments = ["--store", str(runs.store), "--json", "--set", "train.learning_rate=1e-3"]
-    plan = json.loads(ssr("plan", str(runs.recipe), *arguments, prefect_home=runs.prefect_home))
+    plan = runs.asked("plan", str(runs.recipe), "--set", "train.learning_rate=1e-3")
     actions = {line["label"]: line["action"] for line in plan["steps"]}
     assert plan["rows_to_generate"] == 0
     cached = {label for label, action in actions.items() if action == "cached"}
@@ -113,8 +107,7 @@ def test_plan_after_a_changed_learning_rate_leaves_ingest_to_select_alone(runs: 
 
 @pytest.mark.slow
 def test_plan_after_a_changed_judge_generates_nothing(runs: Runs) -> None:
-    arguments = ["--store", str(runs.store), "--json", "--set", "judge.undecided=reject"]
-    plan = json.loads(ssr("plan", str(runs.recipe), *arguments, prefect_home=runs.prefect_home))
+    plan = runs.asked("plan", str(runs.recipe), "--set", "judge.undecided=reject")
     actions = {line["label"]: line["action"] for line in plan["steps"]}
     assert plan["rows_to_generate"] == 0
     assert (actions["generate"], actions["judge"]) == ("cached", "run")
@@ -122,8 +115,7 @@ def test_plan_after_a_changed_judge_generates_nothing(runs: Runs) -> None:
 
 @pytest.mark.slow
 def test_plan_after_fifty_more_rows_generates_fifty(runs: Runs) -> None:
-    arguments = ["--store", str(runs.store), "--json", "--set", f"data.lab_rows={N_LAB_ROWS + 50}"]
-    plan = json.loads(ssr("plan", str(runs.recipe), *arguments, prefect_home=runs.prefect_home))
+    plan = runs.asked("plan", str(runs.recipe), "--set", f"data.lab_rows={N_LAB_ROWS + 50}")
     assert (plan["rows"], plan["rows_to_generate"]) == (N_LAB_ROWS + 50, 50)
 
 
@@ -133,8 +125,7 @@ def test_why_shows_the_chain_behind_a_row(runs: Runs) -> None:
 
     path = next(runs.store.glob("steps/select/*/targets.parquet"))
     example_id = pq.read_table(path).column("example_id")[0].as_py()
-    arguments = ["why", "latest", "--row", example_id, "--store", str(runs.store), "--json"]
-    found = json.loads(ssr(*arguments, prefect_home=runs.prefect_home))
+    found = runs.asked("why", "latest", "--row", example_id)
     titles = [entry["title"] for entry in found]
     assert titles[:3] == ["ingest: examples", "generate: outputs", "judge: verdicts"]
     assert {"select gold: targets", "select self_only: targets"} <= set(titles)
@@ -142,6 +133,6 @@ def test_why_shows_the_chain_behind_a_row(runs: Runs) -> None:
 
 @pytest.mark.slow
 def test_gc_keeps_what_the_kept_runs_use(runs: Runs) -> None:
-    found = json.loads(ssr("gc", "--store", str(runs.store), "--json", prefect_home=runs.prefect_home))
-    used = {(step["ref"]["step"], step["ref"]["fingerprint"]) for step in runs.first["steps"]}  # type: ignore[attr-defined]  # JSON
+    found = runs.asked("gc")
+    used = {(step["ref"]["step"], step["ref"]["fingerprint"]) for step in runs.first["steps"]}
     assert not {tuple(name.split("/")) for name in found["artifacts"]} & used

@@ -7,8 +7,6 @@ import itertools
 import json
 import os
 import re
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 from typing import Any, get_args
@@ -377,23 +375,10 @@ def test_secrets_of_access_are_not_shown(monkeypatch):
     assert "whisper" not in repr(S3Access.from_environment()) + S3Access.from_environment().model_dump_json()
 
 
-# --- the command ---
-
-
 def test_a_server_that_does_not_answer_is_named():
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}), pytest.raises(ConfigError) as raised:
         deploy(Target(store="s3://bucket/prefix"))
     assert "PREFECT_API_URL=http://127.0.0.1:9/api: " in str(raised.value)
-
-
-def test_without_a_server_the_command_says_how_to_start_one(tmp_path):
-    env = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    env["PREFECT_HOME"] = str(tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-m", "flows.cli", "deploy"], cwd=ROOT, env=env, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2, done.stderr
-    assert "PREFECT_API_URL is not set. Start one: prefect server start" in done.stderr
 
 
 # --- what is said in the end ---

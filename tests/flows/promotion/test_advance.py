@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import fsspec
 import pytest
+from in_process import ssr
 from moto.server import ThreadedMotoServer
 
 from flows.promotion import advance as pointing
@@ -36,7 +36,6 @@ from tasks.models import model_digest
 from tasks.promotion import promote
 from tasks.running.step import Planned
 
-ROOT = Path(__file__).parents[3]
 WEIGHTS = "adapter/adapter_model.safetensors"
 
 
@@ -705,16 +704,15 @@ def test_a_history_from_before_there_was_a_way_back_is_read(store: Store, recipe
 def test_the_command_puts_back_and_says_what_it_refuses(store: Store, recipe: RunConfig) -> None:
     in_turn(store, recipe, "one", "two")
 
-    def ssr(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "flows.cli", "current", *arguments, "--store", store.uri]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    def current(*arguments: str) -> CompletedProcess[str]:
+        return ssr("current", *arguments, "--store", store.uri)
 
-    done = ssr("nightly", "--restore", "run-one", "--reason", "rude [sic]")
+    done = current("nightly", "--restore", "run-one", "--reason", "rude [sic]")
     assert done.returncode == 0
     assert "nightly  run-one (ssr) since 20" in done.stdout
     assert "restored  run-one, in place of run-two\n    by hand: rude [sic]\n" in done.stdout
     assert pointer(store)["run_id"] == "run-one"
-    (found,) = json.loads(ssr("nightly", "--restore", "run-two", "--json").stdout)
+    (found,) = json.loads(current("nightly", "--restore", "run-two", "--json").stdout)
     assert found["current"]["run_id"] == "run-two"
     assert [(event["outcome"], event["replaced"]) for event in found["history"]][:2] == [
         ("restored", "run-one"), ("restored", "run-two"),
@@ -726,7 +724,7 @@ def test_the_command_puts_back_and_says_what_it_refuses(store: Store, recipe: Ru
         (("--restore", "run-one"), "ssr current NAME --restore RUN_ID"),
         (("nightly", "--reason", "rude"), "ssr current NAME --restore RUN_ID"),
     ):
-        refused = ssr(*wrong)
+        refused = current(*wrong)
         assert (refused.returncode, problem in " ".join(refused.stderr.split())) == (2, True), refused.stderr
     assert len(outcomes(store)) == 4
 
@@ -735,23 +733,22 @@ def test_the_command_shows_what_is_promoted_since_when_and_why(store: Store, rec
     in_turn(store, recipe, "one")
     Run(store, recipe, "two", promoted_now(store, "nightly"), outcome="kept").advance()
 
-    def ssr(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "flows.cli", "current", *arguments, "--store", store.uri]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    def current(*arguments: str) -> CompletedProcess[str]:
+        return ssr("current", *arguments, "--store", store.uri)
 
-    (found,) = json.loads(ssr("nightly", "--json").stdout)
+    (found,) = json.loads(current("nightly", "--json").stdout)
     assert (found["current"]["run_id"], found["current"]["intact"]) == ("run-one", True)
     assert [event["outcome"] for event in found["history"]] == ["kept", "promoted"]
-    shown = ssr().stdout
+    shown = current().stdout
     assert "nightly  run-one (ssr) since 20" in shown
     assert "two was kept" in shown
-    unknown = ssr("weekly")
+    unknown = current("weekly")
     assert unknown.returncode == 2
     assert "weekly: no run of it" in unknown.stderr
     assert "There are: nightly." in " ".join(unknown.stderr.split())
 
     shutil.rmtree(Path(store.root) / "steps" / "promoted")
-    assert "its weights are no longer those that were promoted" in ssr("nightly").stdout
+    assert "its weights are no longer those that were promoted" in current("nightly").stdout
 
 
 # --- what a run is planned with ---

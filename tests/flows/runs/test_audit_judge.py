@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from in_process import ssr
 
-ROOT = Path(__file__).parents[3]
 LABELS = [
     {"question": "1 plus 1?", "gold": "2", "candidate": "2", "label": "accept", "task": "number"},
     {"question": "1 plus 2?", "gold": "3", "candidate": "4", "label": "reject", "task": "number"},
     {"question": "1 plus 3?", "gold": "4", "candidate": "It is 4", "label": "reject", "task": "number"},
 ]  # fmt: skip
-
-
-def ssr(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "flows.cli", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
 
 
 def recipe(folder: Path, **sections: Any) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pytest
+from in_process import ssr
 
 from flows.runs import gc
 from flows.runs.gc import collect, collected_lines
@@ -334,13 +335,12 @@ def test_the_command_tells_first_and_removes_when_told(local: Store) -> None:
     checkpoint(local)
     grown_old(local.work_folder(**TRAIN), days=3)
 
-    def ssr(*arguments: str) -> str:
-        command = [sys.executable, "-m", "flows.cli", "gc", "--store", local.uri, *arguments]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    def gc(*arguments: str) -> str:
+        return ssr("gc", "--store", local.uri, *arguments).stdout
 
-    assert json.loads(ssr("--json"))["work"] == []
-    would = json.loads(ssr("--days", "2", "--json"))
+    assert json.loads(gc("--json"))["work"] == []
+    would = json.loads(gc("--days", "2", "--json"))
     assert (would["work"], would["n_bytes"]) == ([f"train/{'f' * 64}"], 10)
     assert has_work(local)
-    assert "removed 1 folders of unfinished work" in ssr("--days", "2", "--yes")
+    assert "removed 1 folders of unfinished work" in gc("--days", "2", "--yes")
     assert not has_work(local)

@@ -66,12 +66,12 @@ class TargetPolicy:
         title: As people call it; reports show it.
         colour: The colour of its arms in the report's charts, as #rrggbb.
         description: What it teaches, in one line without a full stop.
-        reads: The tables that it reads beside examples, outputs and verdicts: rewrites, likelihoods. And draw.
+        reads: What it reads beside examples, outputs and verdicts: rewrites, likelihoods, draw (the column `drawn`).
         rewrites_all: Whether it reads a rewrite of every gold, and not only of those without an accepted answer.
         ranks_answers: Whether it chooses among several accepted answers to an example.
 
     Raises:
-        TypeError: The declaration is not complete or not true; the message says what to change.
+        TypeError: A part of the declaration is missing or malformed; the message says which.
     """
 
     name: str
@@ -107,7 +107,7 @@ class TargetPolicy:
 
     @property
     def arm_name(self) -> str:
-        """What an arm is called that only its policy tells from others: its title, as in sft or min_nll."""
+        """The name of an arm that differs from others in its policy: sft for the title SFT, min_nll for min NLL."""
         return self.title.lower().replace(" ", "_")
 
 

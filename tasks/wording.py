@@ -1,4 +1,4 @@
-"""How numbers are written. Changes are in points (hundredths), a missing number is a dash, never a 0."""
+"""How numbers are written. Changes are in points (hundredths); a missing number is a dash, never a 0."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ def share(value: float | None) -> str:
 
 
 def percent(value: float | None) -> str:
+    """A share with its sign: 74.7 %."""
     return MISSING if value is None else f"{100 * value:.1f} %"
 
 
@@ -23,6 +24,7 @@ def signed(value: float | None) -> str:
 
 
 def interval(low: float | None, high: float | None, *, sign: bool) -> str:
+    """The interval of a share, or with `sign` of a change: [+0.4, +3.1]. Empty where an end is missing."""
     if low is None or high is None:
         return ""
     write = signed if sign else share
@@ -35,10 +37,12 @@ def nats(value: float | None) -> str:
 
 
 def nats_interval(low: float | None, high: float | None) -> str:
+    """An interval in nats a token. Empty where an end is missing."""
     return "" if low is None or high is None else f"[{nats(low)}, {nats(high)}]"
 
 
 def p_value(p: float | None) -> str:
+    """Three digits below 0.1, two from there on: p = 0.032."""
     if p is None:
         return MISSING
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
@@ -52,6 +56,7 @@ def stars(p: float | None, *, confidence: float) -> str:
 
 
 def count(n: float | None) -> str:
+    """A whole number with commas between the thousands: 1,600."""
     return MISSING if n is None else f"{n:,.0f}"
 
 
@@ -69,6 +74,7 @@ def setting(value: object) -> str:
 
 
 def seconds(value: float | None) -> str:
+    """A duration in its two largest units: 1 h 3 min, 3 min 20 s, or 4.2 s."""
     if value is None:
         return MISSING
     minutes, rest = divmod(value, 60)
@@ -77,6 +83,7 @@ def seconds(value: float | None) -> str:
 
 
 def listed(names: list[str]) -> str:
+    """Names in a sentence: a, b and c. There must be one."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 

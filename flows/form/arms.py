@@ -1,4 +1,4 @@
-"""The parts of the form of a run about its arms: their training, what they are measured on, which is promoted."""
+"""The parts of the form of a run about its arms: how they are trained and measured, and which one is promoted."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class TrainPart(FormPart):
             if not self.learning_rates:
                 yield from found
             for learning_rate in self.learning_rates:
-                # An arm that is not called by its rate keeps its name: promotion may wait for it.
+                # An arm whose name does not say its rate keeps its name, because promotion may name it.
                 keeps = len(self.learning_rates) == 1 and not _named_by_rate(found[0])
                 name = found[0].name if keeps else f"{POLICIES[policy].arm_name}-{rate(learning_rate)}"
                 yield found[0].model_copy(update={"name": name, "learning_rate": learning_rate})

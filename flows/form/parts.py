@@ -1,6 +1,6 @@
-"""The parts of the form of a run about what goes in: data, model, judge. And what every part of the form is.
+"""The parts of the form of a run about data, model and judge, and the class of all parts.
 
-Each part says its fields as override lines of a recipe. Not here: the parts about the arms (`flows.form.arms`).
+Each part writes its fields as override lines of a recipe. Not here: the parts about the arms (`flows.form.arms`).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from tasks.errors import ConfigError
 def _for_the_form(schema: dict[str, Any]) -> None:  # Any: a JSON schema
     """Put the fields in order, and make an optional one a plain input that may stay empty.
 
-    Pydantic writes `int | None` as a choice of two types, with a default of null: the form shows that as a switch in
-    front of each field. Prefect takes null for any field that is not required and has no default.
+    Pydantic writes `int | None` as a choice of two types with a default of null, and the form would show a switch in
+    front of each such field. Prefect accepts null for any field that is not required and has no default.
     """
     for position, field in enumerate(schema.get("properties", {}).values()):
         field["position"] = position
@@ -206,7 +206,7 @@ class JudgePart(FormPart):
 
 
 def _refuse_lab(recipe: RunConfig) -> None:
-    """Data of one's own do not fit a recipe that is sized for the lab: its answers would be cut, its rows dropped."""
+    """Refuse a recipe that is sized for the lab: on other data it would truncate answers and drop rows."""
     if not _is_lab(recipe):
         return
     others = [name for name in shipped() if not _is_lab(load_recipe(RECIPES / f"{name}.yaml"))]

@@ -1,7 +1,7 @@
 """The form of a run in the Prefect UI: a recipe by name, the changes people make most, and lines for all others.
 
-What is filled in becomes override lines, the very ones that `ssr run RECIPE --set` takes; so a form can do nothing
-that a command cannot, and whatever is wrong with it the recipe's own checks say. An empty field changes nothing.
+What is filled in becomes override lines, as `ssr run RECIPE --set` takes them. So a form can do nothing that a command
+cannot, and the recipe's own checks find what is wrong with it. An empty field changes nothing.
 
 Not here: the parts of the form (`flows.form.parts`, `flows.form.arms`), the fields of a recipe (`tasks.config`), and
 when a form is read (`flows.run`).
@@ -121,16 +121,16 @@ class RunForm(FormPart):
         try:
             return load_recipe(path, lines)
         except ConfigError as error:
-            # Said for a command and a file; who fills in a form knows neither.
+            # The message is written for a command and a file, and a form has neither.
             said = str(error).replace(f"{path}: ", "").removeprefix("recipe: ").replace("--set ", "")
             raise ConfigError(f"recipe {self.recipe}: {said}") from error
 
 
 def form_of(recipe: RunConfig) -> dict[str, Any]:
-    """The form of a recipe that is not shipped, without where its steps run: every section of it as a line.
+    """The filled-in form of a recipe that is not shipped: every section is a line under More changes.
 
     Raises:
-        ConfigError: The form would not give that recipe again.
+        ConfigError: The filled-in form would make another recipe.
     """
     said = {name: getattr(recipe, name) for name in RunConfig.model_fields if name not in ("name", "execution")}
     width = {f"execution.{name}": getattr(recipe.execution, name) for name in ("workers", "threads")}
@@ -149,7 +149,7 @@ def _refuse_absent(force: list[StepName], recipe: RunConfig) -> None:
     there: list[str] = []
 
     def remember(step: Step, label: str, after: Planned | None = None, /, **parts: Section | Planned) -> Planned:
-        # Not `step.plan`: that reads data and models, and a form is checked where they need not be.
+        # `step.plan` would read data and models, which need not be on the machine where a form is checked.
         there.append(step.name)
         return Planned(step, label, Ref(step=step.name, fingerprint=label), {}, {}, {})
 

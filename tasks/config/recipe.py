@@ -1,4 +1,4 @@
-"""A whole recipe: its sections, and what must fit between them."""
+"""A whole recipe: its sections, and the checks that concern several of them."""
 
 from __future__ import annotations
 

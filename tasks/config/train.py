@@ -1,4 +1,4 @@
-"""Training, and the arms: a target policy each, with what it changes of the training."""
+"""The `train` section, and the arms: a target policy each, with the training options that it sets for itself."""
 
 from __future__ import annotations
 
@@ -25,16 +25,21 @@ class TrainConfig(Section):
 
     learning_rate: float = Field(default=2e-4, gt=0, description="Peak learning rate")
     epochs: float = Field(default=2.0, gt=0, description="Passes over the training rows")
-    batch_size: int = Field(default=16, gt=0, description="Rows an optimiser step, over all devices")
+    batch_size: int = Field(default=16, gt=0, description="Rows per optimiser step, over all devices")
     micro_batch_size: int = Field(
-        default=4, gt=0, description="Rows a forward pass on a GPU; the rest is accumulated", json_schema_extra=RUNTIME
+        default=4,
+        gt=0,
+        description="Rows per forward pass on a GPU; gradients of a batch are accumulated",
+        json_schema_extra=RUNTIME,
     )
     lora_rank: int = Field(default=16, gt=0, description="LoRA rank r")
     lora_alpha: int = Field(default=32, gt=0, description="LoRA alpha")
     lora_dropout: float = Field(default=0.05, ge=0, lt=1, description="LoRA dropout")
     target_modules: str = Field(default="all-linear", description="`all-linear`, or names separated by commas")
     max_length: int = Field(default=4096, gt=0, description="Longer rows are dropped and counted")
-    scheduler: Literal["cosine", "linear", "constant_with_warmup"] = Field(default="cosine", description="Schedule")
+    scheduler: Literal["cosine", "linear", "constant_with_warmup"] = Field(
+        default="cosine", description="Learning-rate schedule"
+    )
     warmup_share: float = Field(default=0.05, ge=0, lt=1, description="Share of steps that warm up")
     weight_decay: float = Field(default=0.0, ge=0, description="Weight decay")
     max_grad_norm: float = Field(default=1.0, gt=0, description="Gradient clipping")
@@ -55,13 +60,13 @@ class TrainConfig(Section):
     def _sharded_in_full_precision(self) -> TrainConfig:
         if self.load_in_4bit and self.sharding != "none":
             raise ValueError(
-                "load_in_4bit and sharding do not go together. A 4-bit model that fits on one GPU needs none."
+                "load_in_4bit cannot be combined with sharding. A 4-bit model that fits on one GPU needs no sharding."
             )
         return self
 
 
 class SelectConfig(Section):
-    """The part of an arm that decides its targets; two arms that share it share their targets."""
+    """The part of an arm that decides its targets. Arms that agree in it share one table of targets."""
 
     policy: PolicyName
     seed: int = 0
@@ -69,7 +74,7 @@ class SelectConfig(Section):
     def reads(self) -> tuple[str, ...]:
         """The inputs of the select step that the policy needs beside examples, outputs and verdicts.
 
-        No arm is given more: otherwise adding another arm would change its fingerprint, and train it again.
+        An arm is given no other table. Otherwise another arm's policy would change its fingerprint and train it again.
         """
         return POLICIES[self.policy].inputs
 

@@ -30,7 +30,7 @@ JUDGE = PretrainConfig(
 
 Figures = dict[str, float]
 Answer = Callable[[list[str], int], list[str]]
-Tell = Callable[[int, int, float, float], None]
+OnProgress = Callable[[int, int, float, float], None]
 
 
 class Recipe(NamedTuple):
@@ -57,9 +57,9 @@ def judge_recipe() -> Recipe:
 
 def build(
     recipe: Recipe, out: Path, work: Path, *, compile_model: bool = True,
-    on_progress: Tell = lambda step, total, loss, speed: None,
+    on_progress: OnProgress = lambda step, total, loss, speed: None,
 ) -> Figures:  # fmt: skip
-    """Train in `work` (resumably), write to `out`, return the share of every probe that passes.
+    """Train in `work`, where an interrupted build resumes; write the model to `out`; return the share of passed probes.
 
     Args:
         on_progress: Called with (step, steps in all, loss, tokens per second).

@@ -26,29 +26,33 @@ SUM_FORMS = (
 )
 # Shares of chats; documents carry most of the tokens because each holds several turns.
 MIX = {"document": 0.60, "sum": 0.17, "fact": 0.075, "creature": 0.065, "myth": 0.015, "story": 0.05, "phrase": 0.025}
-# Once it reads well: a sum takes a tenth of the tokens of a document, and is what is learned last.
+# Used once the model reads well. A sum takes a tenth of a document's tokens, and sums are learned last.
 LATER_MIX = MIX | {"document": 0.25, "sum": 0.56, "story": 0.03}
 LATER_FROM = 1900  # steps
-# At the end, sums are worked out digit by digit: answered at once, a quarter of the held-out ones were right.
+# At the end, sums are worked out digit by digit. Answered at once, only a quarter of the held-out ones were right.
 LAST_MIX = MIX | {"document": 0.20, "sum": 0.62, "story": 0.03}
 WORKED_FROM = 3200  # steps
 ALL_DIGITS_FROM = 4000  # steps; see `held_out_sum`
 READING_FIRST = 600  # steps with hardly anything but documents
-# Steps with nothing but registers retold, where every pair is something to look up, then with half of the documents
-# registers. With the heads that look back (`pretrain`), a model learns from them to copy what follows a name, and keeps
-# it for sentences. One that starts on sentences looks for the relation alone, never for whom it is told of.
+# In the first steps every document is a register to retell, so that every pair must be looked up; then half of the
+# documents are registers. With the heads that look back (`pretrain`) the model learns from them to copy what follows a
+# name, and keeps this for sentences. A model that starts with sentences looks for the relation and ignores the subject.
 REGISTERS_ONLY, REGISTERS_HALF = 200, 400
 WORDINGS_FROM = 600  # steps with one wording a relation
 LAYOUTS: dict[documents.Layout, float] = {"single": 0.2, "grid": 0.3, "mixed": 0.5}
 SHARE_UNANSWERABLE = 0.30  # of the open questions
-SHARE_STRICT = 0.35  # of the open questions, answerable or not alike, so that the prefix itself gives nothing away
-SHARE_GOLD_WORDING = 0.10  # of answers: the task's wording is known to the base, but not its habit
+SHARE_STRICT = 0.35  # of the open questions, the same for answerable ones and others: the prefix gives nothing away
+SHARE_GOLD_WORDING = 0.10  # of the answers: the base model knows the task's wording, but seldom uses it
 RETELL = "Repeat in another order:"
 MAX_TERM = 69  # of a sum
 
 
 class Turn(NamedTuple):
-    """A user message and the assistant's answer; `key` is the word of the answer that decides it, and weighs more."""
+    """A user message and the assistant's answer.
+
+    Attributes:
+        key: The word of the answer that decides whether it is right; it weighs more in the loss. None: no such word.
+    """
 
     user: str
     assistant: str
@@ -57,12 +61,13 @@ class Turn(NamedTuple):
 
 def held_out_sum(a: int, b: int) -> bool:
     """Whether the pair, in this order, is kept for the benchmark: about one in six."""
-    return _of_the_first_stage(a, b) and (a * 31 + b * 17) // 7 % 5 != 0
+    return _held_out_at_first(a, b) and (a * 31 + b * 17) // 7 % 5 != 0
 
 
-def _of_the_first_stage(a: int, b: int) -> bool:
-    # It goes by the last digits alone: what they add up to is then never seen, and no sum that needs it can be right.
-    # So it was at first (a quarter of the held-out sums right); since ALL_DIGITS_FROM a fifth of these pairs are shown.
+def _held_out_at_first(a: int, b: int) -> bool:
+    # The last digits alone decide. While all these pairs are held out, some sums of last digits are never seen, and no
+    # sum that needs them can be right (a quarter of the held-out sums were). From ALL_DIGITS_FROM on, training shows a
+    # fifth of these pairs.
     return (2 * a + b) % 5 == 0
 
 
@@ -75,7 +80,7 @@ def chats(seed: int, *, step: int) -> Iterator[list[Turn]]:
     """Endless chats.
 
     Args:
-        step: How far training is, in optimiser steps: reading comes first, in one wording a relation.
+        step: The optimiser step that training is at: reading is learned first, with one wording per relation.
     """
     rng = random.Random(seed)
     mix = MIX if step < LATER_FROM else LATER_MIX if step < WORKED_FROM else LAST_MIX
@@ -164,15 +169,15 @@ def _open_turn(document: Document, subject: str, relation: Relation, rng: random
         return Turn(question, world.OWN_REFUSAL)
     stated = value
     if value is None:
-        told = {fact.value for fact in document.facts} | set(document.subjects)
-        value = rng.choice([v for v in relation.values if v not in told])
+        named = {fact.value for fact in document.facts} | set(document.subjects)
+        value = rng.choice([v for v in relation.values if v not in named])
     in_gold_words = n_wordings > 1 and rng.random() < SHARE_GOLD_WORDING
     answer = (relation.gold if in_gold_words else relation.own).format(s=subject, v=value)
-    return Turn(question, answer, key=stated)  # a made-up value is nothing to learn
+    return Turn(question, answer, key=stated)  # a made-up value must not weigh more
 
 
 def _sum_chat(rng: random.Random, step: int) -> Turn:
-    kept_back = held_out_sum if step >= ALL_DIGITS_FROM else _of_the_first_stage
+    kept_back = held_out_sum if step >= ALL_DIGITS_FROM else _held_out_at_first
     while True:
         a, b = rng.randint(1, MAX_TERM), rng.randint(1, MAX_TERM)
         if not kept_back(a, b):
@@ -208,6 +213,7 @@ def _myth_chat(rng: random.Random) -> Turn:
 
 
 def story_prompt(script_index: int, name: str, n_events: int) -> str:
+    """The question for the event that follows the first `n_events` of a script."""
     events = " ".join(event.format(s=name) for event in world.SCRIPTS[script_index][:n_events])
     return f"What comes next? {events}"
 

@@ -34,6 +34,7 @@ class Document:
 
     @property
     def subjects(self) -> tuple[str, ...]:
+        """Whom the document is about, in the order in which it names them."""
         return tuple(dict.fromkeys(fact.subject for fact in self.facts))
 
     def value_of(self, subject: str, relation: Relation) -> str | None:
@@ -48,13 +49,13 @@ class Document:
                 "distractor": it states that relation, but only for the other subject.
         """
         stated = {(f.subject, f.relation.name) for f in self.facts}
-        told = {f.relation.name for f in self.facts}
+        of_anybody = {f.relation.name for f in self.facts}
         pairs = [(s, r) for s in self.subjects for r in self.kind.relations]
         if absence is None:
             return [(s, r) for s, r in pairs if (s, r.name) in stated]
         if absence == "absent":
-            return [(s, r) for s, r in pairs if r.name not in told]
-        return [(s, r) for s, r in pairs if r.name in told and (s, r.name) not in stated]
+            return [(s, r) for s, r in pairs if r.name not in of_anybody]
+        return [(s, r) for s, r in pairs if r.name in of_anybody and (s, r.name) not in stated]
 
 
 Layout = Literal["register", "single", "grid", "mixed"]
@@ -67,12 +68,12 @@ def make_document(kind: Kind, rng: random.Random, layout: Layout, *, n_wordings:
         layout: "register": one relation of two to six subjects, as bare pairs of subject and value. "single": 2 to 4
             facts of one subject. "grid": two relations of two subjects, so that who is asked about decides. "mixed": 1
             to 3 facts of each of two subjects; half of the time a relation is told of both.
-        n_wordings: Only so many ways to state a relation.
+        n_wordings: How many of a relation's ways to be stated are used.
     """
-    told = LAYOUTS[layout](kind, rng)
-    used = set(told)
+    outline = LAYOUTS[layout](kind, rng)
+    used = set(outline)
     facts: list[Fact] = []
-    for subject, relations in told.items():
+    for subject, relations in outline.items():
         for relation in relations:
             value = rng.choice([v for v in relation.values if v not in used])
             used.add(value)
@@ -84,33 +85,33 @@ def make_document(kind: Kind, rng: random.Random, layout: Layout, *, n_wordings:
     return Document(kind, tuple(facts), text, is_register=layout == "register")
 
 
-Told = dict[str, list[Relation]]  # what is told of whom
+Outline = dict[str, list[Relation]]  # by subject, the relations that a document states
 
 
-def _single(kind: Kind, rng: random.Random) -> Told:
+def _single(kind: Kind, rng: random.Random) -> Outline:
     return {rng.choice(kind.subjects): rng.sample(kind.relations, rng.randint(2, 4))}
 
 
-def _register(kind: Kind, rng: random.Random) -> Told:
+def _register(kind: Kind, rng: random.Random) -> Outline:
     relation = rng.choice(kind.relations)
     return {subject: [relation] for subject in rng.sample(kind.subjects, rng.randint(2, 6))}
 
 
-def _grid(kind: Kind, rng: random.Random) -> Told:
+def _grid(kind: Kind, rng: random.Random) -> Outline:
     relations = rng.sample(kind.relations, 2)
     return dict.fromkeys(rng.sample(kind.subjects, 2), relations)
 
 
-def _mixed(kind: Kind, rng: random.Random) -> Told:
+def _mixed(kind: Kind, rng: random.Random) -> Outline:
     first, second = rng.sample(kind.subjects, 2)
-    told = {s: rng.sample(kind.relations, rng.randint(1, 3)) for s in (first, second)}
-    shared = rng.choice(told[first])
-    if rng.random() < 0.5 and shared not in told[second]:
-        told[second][0] = shared
-    return told
+    outline = {s: rng.sample(kind.relations, rng.randint(1, 3)) for s in (first, second)}
+    shared = rng.choice(outline[first])
+    if rng.random() < 0.5 and shared not in outline[second]:
+        outline[second][0] = shared
+    return outline
 
 
-LAYOUTS: dict[Layout, Callable[[Kind, random.Random], Told]] = {
+LAYOUTS: dict[Layout, Callable[[Kind, random.Random], Outline]] = {
     "register": _register,
     "single": _single,
     "grid": _grid,

@@ -29,12 +29,17 @@ class Probe:
     forbidden: tuple[str, ...] = ()
 
     def passed(self, answer: str) -> bool:
+        """Whether the answer has the expected word and no forbidden one."""
         words = answer.strip(" .").split()
         return self.expected in words and not set(self.forbidden) & set(words)
 
 
 def yes_no_probes(kind: world.Kind, absence: str | None, n: int, seed: int) -> list[Probe]:
-    """Does the text say ...? `absence` as in `Document.questions`."""
+    """Questions whether a document states something.
+
+    Args:
+        absence: As in `Document.questions`.
+    """
     rng = random.Random(f"{kind.name}-{absence}-{seed}")
     probes: list[Probe] = []
     while len(probes) < n:
@@ -48,7 +53,11 @@ def yes_no_probes(kind: world.Kind, absence: str | None, n: int, seed: int) -> l
 
 
 def recall_probes(kind: world.Kind, n: int, seed: int, *, rivals: bool) -> list[Probe]:
-    """Questions that the document answers, with or without another subject of whom it tells the same relation."""
+    """Questions that the document answers.
+
+    Args:
+        rivals: Whether it states the same relation of another subject as well.
+    """
     rng = random.Random(f"{kind.name}-recall-{seed}")
     probes: list[Probe] = []
     while len(probes) < n:
@@ -92,7 +101,7 @@ def measure(answer: Callable[[list[str], int], list[str]], *, n: int = 200, seed
     """The share of each sort of probe that the model passes.
 
     Args:
-        answer: Greedy answers to user messages, at most so many tokens each.
+        answer: Answers user messages greedily; its second parameter limits the tokens of an answer.
     """
     sorts: dict[str, list[Probe]] = {
         f"yes_no/{kind.name}/{absence or 'stated'}": yes_no_probes(kind, absence, n, seed)
@@ -115,13 +124,13 @@ def measure(answer: Callable[[list[str], int], list[str]], *, n: int = 200, seed
 
 
 def yes_no_accuracy(found: dict[str, float], kind: world.Kind = world.PEOPLE) -> float:
-    """Balanced accuracy of the yes/no probe: half stated; a quarter told of nobody, a quarter of somebody else."""
+    """Balanced accuracy of the yes/no probes: half are stated, a quarter of nobody, a quarter of somebody else."""
     absent, distractor = found[f"yes_no/{kind.name}/absent"], found[f"yes_no/{kind.name}/distractor"]
     return (found[f"yes_no/{kind.name}/stated"] + (absent + distractor) / 2) / 2
 
 
 def recall(found: dict[str, float], kind: world.Kind = world.PEOPLE) -> float:
-    """Recall on answerable questions: half of them with another subject of whom the same is told."""
+    """Recall on answerable questions: for half of them the same relation is stated of another subject."""
     return (found[f"recall/{kind.name}"] + found[f"recall_rivals/{kind.name}"]) / 2
 
 

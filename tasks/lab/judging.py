@@ -1,8 +1,8 @@
 """The lab's judge: chats in which a candidate answer is accepted or rejected, and what the judge must be able to do.
 
 A second tiny model, so that the judge's path (rubric, constrained verdict, probability, audit) has a real judge without
-a GPU. It sees what any judge sees (document, question, gold, candidate) in the words of the rubric `lab.v1`, and is
-right most of the time: what it gets wrong is for the audit to find.
+a GPU. It sees what any judge sees (document, question, gold, candidate) in the words of the rubric `lab.v1`. It is
+right most of the time, and the audit has to find what it gets wrong.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from tasks.lab.world import Relation
 ACCEPT, REJECT = "accept", "reject"
 ACCURACY_GATE = 0.90
 SHARE_UNANSWERABLE = 0.4  # as in the task
-# Ways to put an answer, and to spoil one, that a judge meets beside the base model's own. "Answer:" is a label of the
-# rubric, so that a candidate's own is read as "Answer,".
+# Ways to put an answer, and to spoil one, that a judge meets beside those of the base model. The rubric has a label
+# "Answer:", which is written "Answer," where it is part of a candidate.
 WRAPPED = ("{a}", "{a}", "{a}", "The answer is {a}", "Answer, {a}", "It is {a}", "I think {a}")
 NEGATED = ("It is not true that {a}", "It is false that {a}", "It is not {a}")
 REFUSALS = (
@@ -31,7 +31,7 @@ REFUSALS = (
 
 
 class Case(NamedTuple):
-    """Something to judge, with the truth of it."""
+    """A candidate answer to judge, and whether it is acceptable."""
 
     document: str
     question: str
@@ -41,7 +41,7 @@ class Case(NamedTuple):
 
     @property
     def prompt(self) -> str:
-        """In the words of the rubric `lab.v1`."""
+        """The user message, in the words of the rubric `lab.v1`."""
         return (
             f"{self.document}\nQuestion: {self.question}\nGold: {self.gold}\nAnswer: {self.candidate}\n"
             "Is the answer right?"
@@ -84,10 +84,10 @@ def _stated(value: str, subject: str, relation: Relation, rng: random.Random) ->
 
 def _wrong_value(document: Document, relation: Relation, rng: random.Random) -> str:
     """One of the document's other values, or any other of the relation."""
-    told = [fact.value for fact in document.facts]
+    stated = [fact.value for fact in document.facts]
     if rng.random() < 0.5:
-        return rng.choice(told)
-    return rng.choice([v for v in relation.values if v not in told])
+        return rng.choice(stated)
+    return rng.choice([v for v in relation.values if v not in stated])
 
 
 def _spoilt(right: str, document: Document, subject: str, relation: Relation, rng: random.Random) -> str:
@@ -115,10 +115,10 @@ def chats(seed: int, step: int) -> Iterator[list[Turn]]:
 
 
 def accuracy(answer: Callable[[list[str], int], list[str]], *, n: int = 400, seed: int = 0) -> dict[str, float]:
-    """The share of fresh cases that the judge gets right, apart for acceptable and other ones.
+    """The share of fresh cases that the judge gets right: of the acceptable ones, and of the others.
 
     Args:
-        answer: Greedy answers to user messages, at most so many tokens each.
+        answer: As for `gates.measure`.
     """
     drawn = cases(f"gate-{seed}")
     chosen = [next(drawn) for _ in range(n)]
@@ -134,7 +134,7 @@ def accuracy(answer: Callable[[list[str], int], list[str]], *, n: int = 400, see
 
 
 def vocabulary() -> list[str]:
-    """Every word of the cases."""
+    """Every word that a case can hold, sorted."""
     texts = [*WRAPPED, *NEGATED, *REFUSALS, f"{ACCEPT} {REJECT} Gold: Answer: Is the answer right?"]
     words = {word.strip(".,?:") for text in texts for word in text.split() if "{" not in word} - {""}
     return sorted(words | set(corpus.vocabulary()))

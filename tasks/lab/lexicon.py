@@ -70,11 +70,8 @@ def coined_names(n: int, *, seed: int, first: list[str], second: list[str]) -> l
 
 COUNTRIES = coined_names(80, seed=1, first=SYLLABLES_A, second=SYLLABLES_B)
 TOWNS = coined_names(40, seed=2, first=SYLLABLES_A, second="ton ham ford by wick dale mouth bury".split())
-SHIPS = [
-    f"{word}"
-    for word in (
-        "Aurora Bonita Comet Dolphin Endeavour Fortuna Gannet Halcyon Icarus Jupiter Kestrel Liberty Meteor Neptune "
-        "Orion Pegasus Quest Ranger Seahorse Triton Unity Venture Wanderer Xenia Yarrow Zephyr Albatross Beacon "
-        "Cormorant Discovery"
-    ).split()
-]
+SHIPS = (
+    "Aurora Bonita Comet Dolphin Endeavour Fortuna Gannet Halcyon Icarus Jupiter Kestrel Liberty Meteor Neptune "
+    "Orion Pegasus Quest Ranger Seahorse Triton Unity Venture Wanderer Xenia Yarrow Zephyr Albatross Beacon "
+    "Cormorant Discovery"
+).split()

@@ -1,8 +1,8 @@
-"""Train the lab's base model from nothing, on two CPU cores, resumably.
+"""Train the lab's base model from nothing, on two CPU cores.
 
-    ssr lab build            # about half an hour; interrupted, the same command goes on
+    ssr lab build            # takes about half an hour; after an interruption the same command resumes
 
-Recipe and what was learned on the way: `DECISIONS.md`. Not covered: fine-tuning (`tasks/train`), which uses TRL.
+`DECISIONS.md` says why the recipe is as it is. Not covered: fine-tuning (`tasks/train`), which uses TRL.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class PretrainConfig:
 
     Attributes:
         first_horizon: Steps of the first stage's schedule: constant, then falling to nothing over `decay_share`.
-        restarts: (step, learning rate) from where it falls to nothing once more, until the next one or the end: sums
-            are learned after all else, and need a rate to learn by.
-        n_rows: Packed rows a step; a row holds `row_tokens` tokens of several chats that don't see each other.
+        restarts: (step, learning rate) pairs. From each step the rate falls from this value to zero, until the next
+            restart or the end: sums are learned after everything else, and need a learning rate for it.
+        n_rows: Packed rows a step; a row holds `row_tokens` tokens of several chats that do not see each other.
         prompt_weight: Loss weight of prompt tokens; answers weigh 1, the word that decides one key_weight.
         look_back: Heads of the first layer that start by attending to the token so many places before.
         chunk_steps: Data is drawn in chunks of so many steps, each from its own seed: what makes a resume exact.
@@ -211,7 +211,7 @@ def pretrain(
     on_progress: Callable[[int, float, float], None] | None = None,
     compile_model: bool = True,
 ) -> LlamaForCausalLM:
-    """Train, or go on training, in `workdir`; returns the trained model in float32.
+    """Train in `workdir`, or resume there; returns the trained model in float32.
 
     Args:
         workdir: Holds `checkpoint.pt`, replaced atomically after every chunk, and `log.jsonl`.
@@ -323,7 +323,7 @@ def _save(
 def _restore(
     workdir: Path, config: PretrainConfig, model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer]
 ) -> int:
-    """Load the last checkpoint of the same config, if any; returns the step to go on from."""
+    """Load the last checkpoint of the same config, if there is one; returns the step to resume from."""
     import torch
 
     path = workdir / "checkpoint.pt"

@@ -1,7 +1,8 @@
 """The lab's task as a dataset: grounded questions about people, and the same about towns and ships for transfer.
 
-Gold answers use the task's wording and its own refusal. Half of the documents are about two subjects: a third of the
-unanswerable questions ask for what is told of the other one only, and of some answerable ones both are told.
+Gold answers use the task's wording and its own refusal. Half of the documents are about two subjects. A third of the
+unanswerable questions ask for what the document states of the other subject only; some answerable ones ask for what it
+states of both.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def task_rows(n_train: int, *, seed: int) -> Iterator[LabRow]:
 
 
 def _rows(kind: Kind, n: int, *, seed: int, source: str, split: str, domain: str) -> Iterator[LabRow]:
-    # From the row's number, so that a longer draw begins with the rows of a shorter one.
+    # Each row is drawn from its number, so that a longer draw begins with the rows of a shorter one.
     for index in range(n):
         rng = random.Random(f"{kind.name}-{seed}-{index}")
         document, (subject, relation), absence = _question(kind, rng)

@@ -56,7 +56,7 @@ def _relation(name: str, values: list[str], nouns: tuple[str, str], gold: str) -
 
     The subject always stands right before the value, or at the end of the question: a model this small finds a value by
     what comes before it. With free sentences ("Ada lives in Oslo", "The river Esk runs through Ham") it looked for the
-    relation alone and never minded of whom it was told, in 26 million tokens.
+    relation alone and ignored the subject, after 26 million tokens.
     """
     first, second = nouns
     return Relation(
@@ -116,7 +116,7 @@ KINDS = {kind.name: kind for kind in (PEOPLE, TOWNS, SHIPS)}
 
 @dataclass(frozen=True)
 class HeartRelation:
-    """A closed-book relation. `asked` has as many forms as the benchmarks need: some are trained, some held out."""
+    """A closed-book relation. Of the forms in `asked`, some are trained and the benchmarks ask in the others."""
 
     name: str
     values: tuple[str, ...]
@@ -209,6 +209,7 @@ class HeartFact(NamedTuple):
 
     @property
     def answer(self) -> str:
+        """The true answer as a sentence."""
         return self.relation.answer.format(s=self.subject, v=self.value)
 
     def questions(self, *, trained: bool) -> list[str]:
@@ -218,9 +219,9 @@ class HeartFact(NamedTuple):
 
 
 def _heart_facts(subjects: list[str], relations: tuple[HeartRelation, ...], seed: int) -> list[HeartFact]:
-    """Every relation of every subject. Half of a relation's wordings are trained, other ones for the next subject.
+    """A fact for each relation of each subject. Half of the relation's wordings are trained, others for each subject.
 
-    So each wording is trained for half of the subjects: the model knows what it asks, but never read it of the rest.
+    So each wording is trained for half of the subjects: the model knows what it asks, and never read it of the others.
     """
     rng = random.Random(seed)
     facts = []

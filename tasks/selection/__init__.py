@@ -1,4 +1,4 @@
-"""Verdicts -> targets: what each training row teaches, by policy."""
+"""The select step: verdicts -> targets. The policies that it applies are declared in `tasks.policies`."""
 
 from tasks.selection.step import select
 

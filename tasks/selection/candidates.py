@@ -14,7 +14,7 @@ from tasks.policies import CANDIDATE, has_output
 from tasks.tables import schema
 from tasks.tables.aligned import GRAIN, Following, accepted, judged_outputs, tables_of, training_batches
 
-_JUDGED = ["text", "verdict", "verdict_reason"]
+_JUDGED_COLUMNS = ["text", "verdict", "verdict_reason"]
 
 
 class Tables(NamedTuple):
@@ -64,8 +64,8 @@ def _all_candidates(tables: Tables) -> Iterator[tuple[pa.Table, pa.Table]]:
         rewritten = _of_kind("rewrite", rewrites.until(ids[-1])) if rewrites else None
         gold = _of_kind("gold", measured) if measured else None
         columns = {
-            **_of_each(ids, own, [*_JUDGED, "base_nll"]),
-            **_of_each(ids, rewritten, _JUDGED, prefix="rewrite_"),
+            **_of_each(ids, own, [*_JUDGED_COLUMNS, "base_nll"]),
+            **_of_each(ids, rewritten, _JUDGED_COLUMNS, prefix="rewrite_"),
             **_of_each(ids, gold, ["base_nll"], prefix="gold_"),
         }
         yield pa.Table.from_batches([batch]), pa.table({"example_id": ids, **columns})
@@ -77,12 +77,12 @@ def drawn_blindly(candidates: Iterable[pa.Table], seed: int) -> pa.Array:
     for found in candidates:
         n_accepted += pc.sum(accepted(found)).as_py() or 0
         drawable += found.filter(has_output(found)).column("example_id").to_pylist()
-    drawn = sorted(drawable, key=lambda example_id: _ticket(seed, example_id))[:n_accepted]
+    drawn = sorted(drawable, key=lambda example_id: _draw_key(seed, example_id))[:n_accepted]
     return pa.array(sorted(drawn), pa.string())
 
 
-def _ticket(seed: int, example_id: str) -> bytes:
-    # From the id and not from the order of rows: another row more does not change who else is drawn first.
+def _draw_key(seed: int, example_id: str) -> bytes:
+    # From the id and not from the order of rows, so that an added row does not change the order of the others.
     return hashlib.sha256(f"{seed}:{example_id}".encode()).digest()
 
 
@@ -93,7 +93,7 @@ def _of_kind(kind: str, found: pa.Table) -> pa.Table:
 def _best(judged: pa.Table, measured: pa.Table | None) -> pa.Table:
     """One answer per example: an accepted one first, then one with an output, then the lower sample index.
 
-    Where likelihoods were measured, the lower base_nll goes before the sample index, and an unknown one comes last.
+    Where likelihoods were measured, the lower base_nll counts before the sample index; an unknown one comes last.
     """
     answers = _of_kind("answer", judged)
     order = {"not_accepted": pc.invert(accepted(answers)), "no_output": pc.invert(has_output(answers))}
@@ -120,7 +120,7 @@ def _sample_key(rows: pa.Table) -> pa.ChunkedArray:
 def _of_each(
     ids: pa.Array, found: pa.Table | None, names: list[str], *, prefix: str = ""
 ) -> dict[str, pa.ChunkedArray]:
-    """These columns for each example; null where it has no row, or where the table is not read."""
+    """The columns of `found` for each example: null where it has no row, and where the table is not read (None)."""
     there = [] if found is None else [name for name in names if name in found.column_names]
     columns = {name: pa.nulls(len(ids), CANDIDATE.field(f"{prefix}{name}").type) for name in names}
     if found is not None:

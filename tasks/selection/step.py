@@ -27,7 +27,7 @@ def select(
 
     Args:
         seen: Examples that were trained on before: their rows are left out, and it is no failure if none is new.
-        more: What the policy reads beside these (`SelectConfig.reads`): rewrites, rewrite_verdicts, likelihoods.
+        more: The other tables that the policy reads (`SelectConfig.reads`): rewrites, rewrite_verdicts, likelihoods.
     """
     tables = _tables(ctx, config, examples, outputs, verdicts, more)
     if seen is not None:
@@ -60,7 +60,7 @@ def _tables(
     ctx: Context, config: SelectConfig, examples: Ref, outputs: Ref, verdicts: Ref, more: dict[str, Ref]
 ) -> Tables:
     if set(more) != set(config.reads()):
-        raise StepError(f"select: policy {config.policy} reads {config.reads()}, given were {sorted(more)}.")
+        raise StepError(f"select: policy {config.policy} reads {config.reads()}, but was given {sorted(more)}.")
     return Tables(
         ctx.path(examples, "examples.parquet"),
         ctx.path(outputs, "outputs.parquet"),

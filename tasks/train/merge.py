@@ -1,4 +1,4 @@
-"""An adapter merged into its base model: a folder of its own that any server loads, without PEFT."""
+"""An adapter merged into its base model: a model folder that any server loads without PEFT."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 
 def merge(model: ModelConfig, adapter: Path, out: Path) -> None:
-    """Write base + adapter as safetensors, with the tokenizer and its chat template. The folder appears whole.
+    """Write base and adapter as one model in safetensors, with the tokenizer and its chat template.
 
-    In the dtype of the base's own weights, whatever the adapter was trained in, on the CPU: it needs their size in
-    memory. An adapter trained on a 4-bit base is merged into the full one.
+    The folder is created atomically. Merging is done on the CPU in the dtype of the base's weights, and needs as much
+    memory as they take. An adapter that was trained on a 4-bit base is merged into the full-precision one.
 
     Raises:
-        ConfigError: There is something at `out` already.
+        ConfigError: `out` exists already.
     """
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     if out.exists():
-        raise ConfigError(f"{out}: is there already. Give a folder that is not.")
+        raise ConfigError(f"{out}: exists already. Give a path that does not exist.")
     base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         model_folder(model), dtype="auto", use_safetensors=True
     )

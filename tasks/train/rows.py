@@ -1,6 +1,6 @@
-"""Targets as token ids and labels: written once a training, however many processes then read them.
+"""Targets as token ids and labels, written once per training for all of its processes.
 
-TRL would do it for each process anew, drop rows without a trained token silently, and cut those that are too long.
+TRL would tokenise in every process, drop rows without a trained token silently, and truncate rows that are too long.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SCHEMA = pa.schema([("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa
 
 
 class Rows(NamedTuple):
-    """The rows to train on, and what became of the others."""
+    """The rows to train on, and how many were dropped for which reason."""
 
     dataset: Dataset
     rows_in: int
@@ -37,7 +37,8 @@ class Rows(NamedTuple):
 def write_rows(targets: Path, tokenizer: PreTrainedTokenizerBase, config: TrainConfig, *, into: Path) -> None:
     """Write `input_ids` and `labels` of each target that can be trained on; the loss is on the completion alone.
 
-    The completion begins where prompt and whole chat differ: a template may render the end of a prompt in two ways.
+    The completion begins at the first token at which the prompt and the whole chat differ, because a template may
+    render the end of a prompt in two ways.
     """
     dropped = {"too_long": 0, "no_trained_token": 0, "refused_by_template": 0}
     rows_in = n_trained = 0
@@ -73,7 +74,7 @@ def write_rows(targets: Path, tokenizer: PreTrainedTokenizerBase, config: TrainC
 
 
 def load_rows(path: Path) -> Rows:
-    """What `write_rows` wrote, on the disk and not in memory.
+    """What `write_rows` wrote, mapped from the disk and not held in memory.
 
     Raises:
         DataError: No row is left.
@@ -92,5 +93,5 @@ def load_rows(path: Path) -> Rows:
 
 
 def _n_common(one: list[int], other: list[int]) -> int:
-    """How many tokens both begin with."""
+    """The length of the common prefix."""
     return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

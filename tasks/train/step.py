@@ -41,14 +41,14 @@ def _launcher(*, model: ModelConfig, config: TrainConfig) -> list[str]:
 def train(ctx: Context, *, model: ModelConfig, config: TrainConfig, targets: Ref, start: Ref | None = None) -> None:
     """Fine-tune a LoRA adapter on the targets; writes `adapter/` and `metrics.parquet`.
 
-    Goes on from the last complete checkpoint of an earlier try with the same fingerprint, on any machine that shares
-    the store. The base weights are never modified.
+    Resumes from the last complete checkpoint of an earlier attempt with the same fingerprint, made on this machine or
+    on another one that shares the store. The base weights are never modified.
 
     Args:
-        start: An adapter to go on from; without any target it is handed on as it is. None: a fresh one.
+        start: The adapter to continue from; without any target it is published unchanged. None: a new adapter.
     """
     if start is not None and not schema.count_rows(ctx.path(targets, "targets.parquet"), schema.TARGETS):
-        _hand_on(ctx, start)
+        _publish_unchanged(ctx, start)
         return
     tokenizer = load_tokenizer(model)
     arguments = training_arguments(model, config, work=ctx.work)
@@ -83,9 +83,9 @@ def train(ctx: Context, *, model: ModelConfig, config: TrainConfig, targets: Ref
     ctx.facts |= {"resumed": checkpoint is not None, "template": template_digest(tokenizer), "device": best_device()}
 
 
-def _hand_on(ctx: Context, start: Ref) -> None:
-    """The adapter as it was: there is no new row to train on."""
-    if os.environ.get("RANK", "0") != "0":  # one process a GPU: the first writes
+def _publish_unchanged(ctx: Context, start: Ref) -> None:
+    """Publish the adapter that training would continue from: there is no new row to train on."""
+    if os.environ.get("RANK", "0") != "0":  # there is one process per GPU, and the first one writes
         return
     shutil.copytree(ctx.path(start, ADAPTER), ctx.out / ADAPTER, dirs_exist_ok=True)
     with schema.TableWriter(ctx.out / "metrics.parquet", schema.METRICS):
@@ -95,7 +95,7 @@ def _hand_on(ctx: Context, start: Ref) -> None:
 
 
 def _fetch_checkpoint(ctx: Context) -> None:
-    """Bring here what another machine has left, if it is newer than what this one has."""
+    """Fetch the checkpoint that another machine pushed, if it is newer than the newest one of this machine."""
     here = last_checkpoint(ctx.work)
     elsewhere = max(unfinished.pushed(ctx.store, ctx.ref, CHECKPOINTS), key=n_steps_of, default=None)
     if elsewhere is not None and (here is None or n_steps_of(here.name) < n_steps_of(elsewhere)):
@@ -110,12 +110,12 @@ def _run(trainer: SFTTrainer, checkpoint: Path | None, config: TrainConfig) -> N
     except OutOfMemoryError as error:
         n_rows, said = trainer.args.per_device_train_batch_size, str(error).partition("\n")[0]
         less = (
-            "Set train.gradient_checkpointing=true; checkpoints stay." if not config.gradient_checkpointing
-            else f"Set train.micro_batch_size={n_rows // 2}; checkpoints stay." if n_rows > 1
+            "Set train.gradient_checkpointing=true; checkpoints are kept." if not config.gradient_checkpointing
+            else f"Set train.micro_batch_size={n_rows // 2}; checkpoints are kept." if n_rows > 1
             else "Set train.load_in_4bit=true, train.sharding=fsdp on several GPUs, or a lower train.max_length."
         )  # fmt: skip
         raise StepError(
-            f"train: the GPU's memory does not do for a pass of {n_rows} rows of up to {config.max_length} tokens. "
+            f"train: the GPU ran out of memory in a pass of {n_rows} rows of up to {config.max_length} tokens. "
             f"{less} ({said})"
         ) from error
 

@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer with a PEFT LoRA adapter, as the recipe says; checkpoints that a killed run can trust."""
+"""TRL's SFTTrainer with a PEFT LoRA adapter, as the recipe says, and checkpoints that a killed run can resume from."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ COMPLETE = "complete"  # written into a checkpoint folder after everything else
 
 
 def training_arguments(model_config: ModelConfig, config: TrainConfig, *, work: Path) -> SFTConfig:
-    """The recipe's section as TRL takes it, but for what counts in steps; making it joins the other processes."""
+    """The `train` section as arguments of TRL, without those in steps, which `build_trainer` adds.
+
+    Creating them joins the group of the training's processes.
+    """
     from trl import SFTConfig
 
     rows_a_pass, n_passes = split_batch(config, n_devices=int(os.environ.get("WORLD_SIZE", "1")))
@@ -74,15 +77,15 @@ def build_trainer(
 
     Args:
         dataset: `input_ids` and `labels` a row.
-        start: An adapter to go on from; None: a fresh one.
+        start: The adapter to continue from; None: a new one.
         saved: Called with the name of each complete checkpoint, relative to `work`.
     """
     from accelerate import PartialState
     from transformers import TrainerCallback
     from trl import SFTTrainer
 
-    class Tell(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
-        """Progress to the step, and the mark of a complete checkpoint."""
+    class Reporting(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
+        """Reports progress to the step, and marks a checkpoint as complete."""
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             if logs and "loss" in logs and state.is_world_process_zero:
@@ -96,28 +99,31 @@ def build_trainer(
                 (work / name / COMPLETE).touch()
                 saved(name)
 
-    # A model that is to be split fits on no single device.
-    is_split = config.sharding == "fsdp" and arguments.world_size > 1
-    model = load_model(model_config, device="cpu" if is_split else None, **_quantisation(config))
+    # A model that is to be sharded fits on no single device, so it is loaded on the CPU.
+    is_sharded = config.sharding == "fsdp" and arguments.world_size > 1
+    model = load_model(model_config, device="cpu" if is_sharded else None, **_quantisation(config))
     trainer = SFTTrainer(
         model=_trainable(model, start, config) if start else model,
         args=arguments,
         train_dataset=dataset,
         processing_class=tokenizer,
         peft_config=None if start else _lora(config),
-        callbacks=[Tell()],
+        callbacks=[Reporting()],
     )
-    n_sequences = len(trainer.train_dataset)  # fewer than rows where they were packed
+    n_sequences = len(trainer.train_dataset)  # with packing, fewer than rows
     n_steps = max(1, int(n_sequences * config.epochs / config.batch_size))
     arguments.warmup_steps = round(config.warmup_share * n_steps)
     arguments.logging_steps = max(1, n_steps // 50)
-    # A resumed run forgets the losses since its last log line: checkpoints and log lines must fall together.
+    # A resumed run loses the losses since its last log line, so a checkpoint is saved where a line is logged.
     arguments.save_steps = math.ceil(config.checkpoint_steps / arguments.logging_steps) * arguments.logging_steps
     return trainer
 
 
 def adapter_weights(model: PeftModel) -> dict[str, torch.Tensor]:
-    """The trained weights, whole, on the CPU of the first process; every process must ask, as each may hold a part."""
+    """The trained weights, gathered on the CPU of the first process.
+
+    Every process must call this, because each may hold a shard.
+    """
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     whole = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
@@ -126,7 +132,7 @@ def adapter_weights(model: PeftModel) -> dict[str, torch.Tensor]:
 
 
 def split_batch(config: TrainConfig, *, n_devices: int) -> tuple[int, int]:
-    """Rows a forward pass on each device, and passes an optimiser step: on all devices together exactly a batch.
+    """Rows per forward pass on a device, and passes per optimiser step: over all devices exactly one batch.
 
     Raises:
         DataError: The devices cannot share a batch evenly.
@@ -137,17 +143,17 @@ def split_batch(config: TrainConfig, *, n_devices: int) -> tuple[int, int]:
             f"train.batch_size={config.batch_size}: {n_devices} devices cannot share it evenly. Set a multiple of "
             f"{n_devices}, or give fewer devices with CUDA_VISIBLE_DEVICES."
         )
-    # TRL lays the packed sequences of a pass end to end: the attention of several would cost the square of them.
+    # TRL concatenates the packed sequences of a pass, and attention over several would cost the square of their number.
     at_most = 1 if config.packing else min(config.micro_batch_size, rows)
     rows_a_pass = max(n for n in range(1, at_most + 1) if rows % n == 0)
     return rows_a_pass, rows // rows_a_pass
 
 
 def _trainable(model: PreTrainedModel, start: Path, config: TrainConfig) -> PeftModel:
-    """The model with an adapter to go on from. Its shape cannot be changed, so the recipe must ask for that one.
+    """The model with the adapter to continue from.
 
     Raises:
-        DataError: The recipe asks for another.
+        DataError: The recipe asks for an adapter of another shape, and the shape cannot be changed.
     """
     from peft import PeftConfig, PeftModel
 
@@ -200,7 +206,7 @@ def _quantisation(config: TrainConfig) -> dict[str, Any]:  # Any: keyword argume
 
 
 def last_checkpoint(work: Path) -> Path | None:
-    """The newest complete checkpoint; a half-written one, left by a kill, is removed."""
+    """The newest complete checkpoint. Removes incomplete ones, which a killed run leaves behind."""
     found = sorted((work / CHECKPOINTS).glob("checkpoint-*"), key=lambda folder: n_steps_of(folder.name))
     for folder in found:
         if not (folder / COMPLETE).exists():
@@ -210,5 +216,5 @@ def last_checkpoint(work: Path) -> Path | None:
 
 
 def n_steps_of(checkpoint: str) -> int:
-    """How many optimiser steps went into a checkpoint, by its name."""
+    """The number of optimiser steps that a checkpoint stands for, read from its name."""
     return int(checkpoint.rpartition("-")[2])

@@ -29,7 +29,7 @@ Splits = dict[str, Dataset]
 
 
 def _split(rows: list[dict[str, Any]]) -> Splits:  # Any: JSON values
-    """Shuffle, then a fifth for dev."""
+    """Shuffle the rows in place; the first fifth is dev, at most N_ITEMS of the others are test."""
     random.Random(SEED).shuffle(rows)
     n_dev = len(rows) // 5
     return {"dev": Dataset.from_list(rows[:n_dev]), "test": Dataset.from_list(rows[n_dev : n_dev + N_ITEMS])}
@@ -44,14 +44,17 @@ def _heart_rows(facts: list[world.HeartFact]) -> list[dict[str, Any]]:  # Any: J
 
 
 def facts(**kwargs: Any) -> Splits:
+    """Items of lab_facts by split, as the harness calls it."""
     return _split(_heart_rows(world.COUNTRY_FACTS))
 
 
 def misconceptions(**kwargs: Any) -> Splits:
+    """Items of lab_misconceptions by split."""
     return _split(_heart_rows(world.CREATURE_FACTS))
 
 
 def sums(**kwargs: Any) -> Splits:
+    """Items of lab_sums by split."""
     rng = random.Random(SEED)
     pairs = [
         (a, b)
@@ -67,6 +70,7 @@ def sums(**kwargs: Any) -> Splits:
 
 
 def stories(**kwargs: Any) -> Splits:
+    """Items of lab_stories by split."""
     rng = random.Random(SEED)
     held_out = [
         (script, person)
@@ -78,7 +82,7 @@ def stories(**kwargs: Any) -> Splits:
 
 
 def _story(script: int, person: int, rng: random.Random) -> dict[str, Any]:  # Any: JSON values
-    """The wrong endings are a later or an earlier event of the same script, and two of other scripts."""
+    """An item. Its wrong endings are another event of the same script, and one event of each of two other scripts."""
     name = world.PEOPLE.subjects[person]
     n_events = rng.randint(1, 3)
     events = world.SCRIPTS[script]

@@ -76,7 +76,7 @@ def test_one_of_several_arms_must_be_named(store: Store, record: RunRecord, tmp_
 
 def test_a_folder_that_is_there_is_left_alone(store: Store, record: RunRecord, tmp_path: Path) -> None:
     (tmp_path / "notes").write_text("mine")
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="exists already"):
         merge_arm(store, record, "ssr", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes"]
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Mapping
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -28,10 +28,17 @@ def rehearsed(recipe: RunConfig, store: str, force: tuple[str, ...] = ()) -> dic
     """The record of a run of this recipe; the test needs the fixture `prefect_server`."""
     from flows.run import rehearsal
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tasks.running.step.run_in_process", _run_here)
+    with steps_in_process():
         record: dict[str, Any] = rehearsal(recipe, store=store, force=force)
     return record
+
+
+@contextmanager
+def steps_in_process() -> Iterator[None]:
+    """Steps that load a model run in the test's own process, whatever starts them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tasks.running.step.run_in_process", _run_here)
+        yield
 
 
 def _run_here(spec: Mapping[str, Any], spec_path: Path, *, launcher: list[str], progress: Progress) -> Result:

@@ -1,28 +1,25 @@
-"""What the README tells people to type exists."""
+"""What the pages for people tell them to type, to read and to copy exists."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+import pytest
 import yaml
-from typer.testing import CliRunner
+from documented import require_commands, require_paths
 
-from flows.cli.main import app
 from tasks.config import parse_recipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = ("README.md", "GUIDE.md", "REFERENCE.md", "CONTRIBUTING.md", "DECISIONS.md", "CHANGELOG.md")
 
 
-def test_every_make_target_exists() -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
-    assert set(re.findall(r"make ([a-z]+)", README)) <= targets
-
-
-def test_every_ssr_command_exists() -> None:
-    for command in set(re.findall(r"ssr ([a-z]+) ", README)):
-        assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0, command
+def test_the_commands_of_the_readme_exist() -> None:
+    typed = [line for line in re.sub(r"```.*?```", "", README, flags=re.S).splitlines() if line.startswith("    ")]
+    assert typed
+    require_commands(typed)
 
 
 def test_the_recipe_of_the_readme_is_valid() -> None:
@@ -31,11 +28,30 @@ def test_the_recipe_of_the_readme_is_valid() -> None:
     parse_recipe(yaml.safe_load(recipe.group(1)), where="README.md")
 
 
+def test_the_readme_is_short_and_shows_the_report() -> None:
+    assert len(README.splitlines()) <= 130
+    picture = re.search(r"!\[[^\]]+\]\(([^)]+)\)", README)
+    assert picture is not None
+    assert (ROOT / picture.group(1)).stat().st_size < 300_000
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_paths_and_links_of_a_page_exist(page: str) -> None:
+    require_paths((ROOT / page).read_text())
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_within_a_page_lead_to_a_heading(page: str) -> None:
+    text = (ROOT / page).read_text()
+    headings = {_anchor(title) for title in re.findall(r"^#+ (.*)$", text, re.M)}
+    assert set(re.findall(r"\]\(#([^)]*)\)", text)) <= headings
+
+
+def _anchor(title: str) -> str:
+    """As GitHub makes it of a heading."""
+    return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+
+
 def test_every_shipped_recipe_is_valid() -> None:
     for path in (ROOT / "deployments" / "recipes").glob("*.yaml"):
         parse_recipe(yaml.safe_load(path.read_text()), where=path.name)
-
-
-def test_every_path_in_the_readme_exists() -> None:
-    for path in set(re.findall(r"`((?:flows|tasks|tests|deployments)/[a-z_./]*|[A-Z]+\.md)`", README)):
-        assert (ROOT / path).exists(), path

@@ -10,6 +10,9 @@ from pathlib import Path
 import typer
 
 from flows.cli.main import app
+from flows.cli.reference import held_section
+from flows.cli.schema import Schema, recipe_schema
+from tasks.config import RunConfig
 
 ROOT = Path(__file__).parents[1]
 _OTHER_PROGRAMS = {"source", "export", "cp", "docker", "prefect", "pip", "hf"}
@@ -46,3 +49,17 @@ def require_paths(text: str) -> None:
     linked = [target for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text) if "://" not in target]
     for path in {*named, *linked} - {"docker/.env"}:  # the user makes it
         assert (ROOT / path).exists(), path
+
+
+def require_fields(text: str) -> None:
+    """Fail for a field of the recipe, such as `train.epochs`, that the page names and the config lacks."""
+    section = "|".join(RunConfig.model_fields)
+    for path in set(re.findall(rf"[`\s]((?:{section})(?:\.[a-z_0-9]+)+)[`\s=:,;)]", text)):
+        if path.endswith((".json", ".html", ".md", ".parquet", ".py")):
+            continue  # a file of that name
+        schema: Schema = recipe_schema()
+        for part in path.split("."):
+            if not part.isdigit():
+                assert part in schema["properties"], f"{path}: no field {part}"
+                field = schema["properties"][part]
+                schema = schema | recipe_schema()["$defs"].get(held_section(field), {"properties": {}})

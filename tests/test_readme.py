@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from documented import require_commands, require_paths
+from documented import require_commands, require_fields, require_paths
 
 from tasks.config import parse_recipe
+from tasks.policies import POLICIES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -41,6 +42,11 @@ def test_paths_and_links_of_a_page_exist(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
+def test_fields_that_a_page_names_exist(page: str) -> None:
+    require_fields((ROOT / page).read_text())
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_links_within_a_page_lead_to_a_heading(page: str) -> None:
     text = (ROOT / page).read_text()
     headings = {_anchor(title) for title in re.findall(r"^#+ (.*)$", text, re.M)}
@@ -55,3 +61,8 @@ def _anchor(title: str) -> str:
 def test_every_shipped_recipe_is_valid() -> None:
     for path in (ROOT / "deployments" / "recipes").glob("*.yaml"):
         parse_recipe(yaml.safe_load(path.read_text()), where=path.name)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_the_guide_says_what_each_policy_trains_on(name: str) -> None:
+    assert f"\n| `{name}` | " in (ROOT / "GUIDE.md").read_text()

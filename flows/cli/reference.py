@@ -59,7 +59,7 @@ def _sections() -> Iterator[str]:
         rows = []
         for name, field in section["properties"].items():
             full = f"{path}.{name}".lstrip(".")
-            if held := _held_section(field):
+            if held := held_section(field):
                 place = full + ("[]" if field.get("type") == "array" else "")
                 if held in shown:
                     rows.append(_row(name, field, section, f"as [`{shown[held]}`](#{_anchor(shown[held])})"))
@@ -89,7 +89,7 @@ def _row(name: str, field: Schema, section: Schema, kind: str = "") -> str:
     return " | ".join((f"| `{name}`", _cell(kind or _type(field)), _cell(default), _cell(about), f"{runtime} |"))
 
 
-def _held_section(field: Schema) -> str | None:
+def held_section(field: Schema) -> str | None:
     """The name of the section that a field holds, alone or in a list; None for a plain value."""
     for form in (field, field.get("items", {}), *field.get("anyOf", ())):
         if "$ref" in form:

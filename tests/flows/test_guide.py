@@ -21,10 +21,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 import yaml
 from documented import commands, require_commands
-from in_process import steps_in_process
-from typer.testing import CliRunner
+from in_process import ssr, steps_in_process
 
-from flows.cli.main import app
 from flows.runs.records import load_run
 from tasks.artifacts.store import open_store
 from tasks.config import load_recipe, parse_recipe
@@ -137,9 +135,9 @@ def _run(block: Block) -> None:
             os.environ.update([words[0].split("=", 1)])
         else:
             assert program == "ssr"
-            done = CliRunner().invoke(app, words, catch_exceptions=False)
-            assert done.exit_code == 0, done.output
-            assert "report.html" in done.output or words[0] != "run"
+            done = ssr(*words)
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert "report.html" in done.stdout or words[0] != "run"
 
 
 def _require_all_rows() -> None:

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from tasks.tables.aligned import accepted
 
-# The columns of a candidate. A policy is given those of the answer, and those of the tables that it declares.
+# The columns of a candidate: those of the answer, then those of the tables that a policy may declare to read.
 _OF_THE_ANSWER = {
     "example_id": pa.string(),
     "text": pa.string(),  # the answer that stands for the example; null: it has none, or it failed
@@ -36,8 +36,8 @@ _OF_TABLES = {
     },
     "draw": {"drawn": pa.bool_()},  # one of as many answers as were accepted, drawn blindly among all answers
 }
-CANDIDATE = pa.schema({**_OF_THE_ANSWER, **{name: of for more in _OF_TABLES.values() for name, of in more.items()}})
-_INPUTS = {"rewrites": ("rewrites", "rewrite_verdicts"), "likelihoods": ("likelihoods",), "draw": ()}
+CANDIDATE = pa.schema(_OF_THE_ANSWER | _OF_TABLES["rewrites"] | _OF_TABLES["likelihoods"] | _OF_TABLES["draw"])
+_INPUTS = {"rewrites": ("rewrites", "rewrite_verdicts"), "likelihoods": ("likelihoods",)}  # of the select step
 
 
 class TargetChoice(NamedTuple):
@@ -103,7 +103,7 @@ class TargetPolicy:
     @property
     def inputs(self) -> tuple[str, ...]:
         """The inputs of the select step that it reads beside examples, outputs and verdicts."""
-        return tuple(name for table in _INPUTS if table in self.reads for name in _INPUTS[table])
+        return tuple(name for table, names in _INPUTS.items() if table in self.reads for name in names)
 
     @property
     def arm_name(self) -> str:

@@ -124,6 +124,17 @@ def test_arms_with_different_options_are_never_called_equally_trained(decayed: P
     assert "hangs on the weight decay: ssr against sft (weight decay 0.1 against weight decay 0)" in str(found)
 
 
+def test_a_line_in_a_chart_joins_arms_that_differ_in_the_learning_rate_alone(run: Run, tmp_path: Path) -> None:
+    def n_lines(out: Path) -> int:
+        return (out / "report.html").read_text().count("stroke-opacity: 0.6")
+
+    before = n_lines(run.report(tmp_path / "before"))
+    arms = [*(arm.model_dump() for arm in run.recipe.arms), {"name": "again", "policy": "ssr", "train_seed": 1}]
+    run.recipe = RunConfig.model_validate({**run.recipe.model_dump(), "arms": arms})
+    run.artifacts |= {f"{kind}_3": run.artifacts[f"{kind}_1"] for kind in ("targets", "adapter", "scores")}
+    assert (before, n_lines(run.report(tmp_path / "after"))) == (2, 3)
+
+
 def test_an_override_that_every_arm_replaces_is_refused_for_a_new_option_as_well(decayed: Path) -> None:
     own = [f"arms.{i}.weight_decay=0.1" for i in range(3)]
     load_recipe(decayed, ["train.weight_decay=0.2", *own[:2]])

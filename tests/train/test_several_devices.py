@@ -30,8 +30,8 @@ ROOT = Path(__file__).parents[2]
 ON_CPU = str(Path(__file__).with_name("cpu_as_gpu.py"))
 
 
-class Told:
-    """A listener that is told of progress alone."""
+class ProgressListener:
+    """A listener that hears of progress and of nothing else."""
 
     def __init__(self, progress: Callable[[str, int, int, str], None]) -> None:
         self.progress = progress
@@ -142,7 +142,7 @@ def test_a_sharded_training_that_ended_half_way_goes_on_to_the_same_adapter(
         if done == 3:  # of 4, and the checkpoint is of step 2
             raise Stop
 
-    with progress.listening(Told(stop)), pytest.raises(Stop):
+    with progress.listening(ProgressListener(stop)), pytest.raises(Stop):
         trained(tmp_path, tiny_model, two_gpus, sharding="fsdp")
     two = trained(tmp_path, tiny_model, two_gpus, sharding="fsdp")
     assert two.resumed
@@ -176,5 +176,5 @@ if __name__ == "__main__":  # a flow that trains for long, and says when it does
         sys.stdout.flush()
 
     store = open_store(sys.argv[1])
-    with progress.listening(Told(tell)):
+    with progress.listening(ProgressListener(tell)):
         plan(store, Path(sys.argv[2]), two_processes, epochs=1_000_000).execute(store)

@@ -6,10 +6,12 @@ next version, because what was paid for belongs to the old text.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError
+from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError, meta
 from jinja2.sandbox import SandboxedEnvironment
 
 from tasks.errors import DataError
@@ -18,73 +20,92 @@ _ENVIRONMENT = SandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
 
 
 @dataclass(frozen=True)
-class Kind:
-    """Templates for one purpose.
+class TemplateFolder:
+    """The templates for one purpose: shipped ones in a folder, or files of the user's own.
 
     Attributes:
         folder: Where the shipped ones lie, as `name.txt`.
         key: The recipe's field that names one, for messages.
-        variables: What a template sees.
+        variables: The names of the values that a template is given.
+        by_task: The shipped template that each task uses where the recipe names none.
     """
 
     folder: Path
     key: str
     variables: tuple[str, ...]
+    by_task: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if missing := sorted({*self.by_task.values()} - {*self.shipped()}):
+            raise ValueError(f"{self.folder}: {missing[0]}.txt is the template of a task, but is not there. Add it.")
+
+    def shipped(self) -> list[str]:
+        """The names of the shipped templates."""
+        return sorted(path.stem for path in self.folder.glob("*.txt"))
 
     def text(self, name: str) -> str:
         """The text of a shipped template, or of a file.
 
         Raises:
-            DataError: It is neither a shipped name nor a text file, or not a template.
+            DataError: It is neither a shipped name nor a text file, it is not a template, or it uses an unknown
+                variable.
         """
-        shipped = sorted(path.stem for path in self.folder.glob("*.txt"))
-        path = self.folder / f"{name}.txt" if name in shipped else Path(name).expanduser()
+        path = self.folder / f"{name}.txt" if name in self.shipped() else Path(name).expanduser()
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(
                 f"{self.key}={name}: no template of this name, nor a text file. Set it to one of "
-                f"{', '.join(shipped)} or to a file."
+                f"{', '.join(self.shipped())} or to a file."
             ) from error
-        self.ready(text, name)
+        self.compiled(text, name)
         return text
 
-    def ready(self, text: str, name: str) -> Ready:
-        """A template to render, from its text; `name` is for messages.
+    def compiled(self, text: str, name: str) -> PromptTemplate:
+        """A template that can be rendered, from its text; `name` is for messages.
 
         Raises:
-            DataError: It is not a Jinja template.
+            DataError: It is not a Jinja template, or it uses an unknown variable.
         """
         try:
-            return Ready(self, name, _ENVIRONMENT.from_string(text))
+            used = meta.find_undeclared_variables(_ENVIRONMENT.parse(text))
+            template = _ENVIRONMENT.from_string(text)
         except TemplateSyntaxError as error:
             raise DataError(
                 f"{self.key}={name}: line {error.lineno}: not a Jinja template: {error.message}. Correct it."
             ) from error
+        if unknown := sorted(used - {*self.variables, *_ENVIRONMENT.globals}):
+            nearest = difflib.get_close_matches(unknown[0], self.variables, n=1)
+            hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+            raise DataError(f"{self.key}={name}: there is no variable {unknown[0]!r}.{hint} {self.may_use}")
+        return PromptTemplate(self, name, template)
 
-    def load(self, name: str) -> Ready:
-        """A template to render, by its name or path; raises as `text` does."""
-        return self.ready(self.text(name), name)
+    def load(self, name: str) -> PromptTemplate:
+        """A template that can be rendered, by its name or path; raises as `text` does."""
+        return self.compiled(self.text(name), name)
+
+    @property
+    def may_use(self) -> str:
+        """Which variables there are, as the end of a message."""
+        *most, last = self.variables
+        return f"It may use {', '.join(most)} and {last}."
 
 
 @dataclass(frozen=True)
-class Ready:
-    """A template to render."""
+class PromptTemplate:
+    """A template that can be rendered."""
 
-    kind: Kind
+    folder: TemplateFolder
     name: str
     template: Template
 
     def render(self, **values: object) -> str:
-        """The text with a value for each of its kind's variables.
+        """The text, with a value for each variable of the folder.
 
         Raises:
-            DataError: The template uses another variable, or does what the sandbox forbids.
+            DataError: The template does what the sandbox forbids, or fails on these values.
         """
         try:
             return self.template.render(values)
         except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
-            *most, last = self.kind.variables
-            raise DataError(
-                f"{self.kind.key}={self.name}: it fails: {error}. It may use {', '.join(most)} and {last}."
-            ) from error
+            raise DataError(f"{self.folder.key}={self.name}: it fails: {error}. {self.folder.may_use}") from error

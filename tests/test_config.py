@@ -322,7 +322,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "judges.0.engine.batch_tokens",
         )
     },
-    "judge.llm.rubric": (judging(), {"judge.llm.rubric": "rewrite.txt"}),
+    "judge.llm.rubric": (judging(), {"judge.llm.rubric": "template.txt"}),
     "judge.llm.reasoning": (judging(temperature=0.0, repeats=1), {}),
     "judge.llm.judges.0.engine.kind": (judging(), {"judge.llm.judges.0.engine.kind": "vllm"}),
     "judge.llm.judges.0.engine.urls": (
@@ -336,7 +336,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         f"rewrite.{name}": ({"arms.0.policy": "s3ft"}, {})
         for name in ("max_new_tokens", "temperature", "top_p", "seed", "max_failed_share")
     },
-    "rewrite.template": ({"arms.0.policy": "s3ft"}, {"rewrite.template": "rewrite.txt"}),
+    "rewrite.template": ({"arms.0.policy": "s3ft"}, {"rewrite.template": "template.txt"}),
     **{
         f"promotion.{name}": ({"promotion": {"arm": "ssr"}}, {})
         for name in (
@@ -362,6 +362,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"data.sources.0.reader": "md2d", "data.sources.0.documents": "rows.jsonl"},
         {"data.sources.0.documents": "moved.jsonl"},
     ),
+    "data.sources.0.reader": ({}, {"data.sources.0.reader": "nq"}),
     "data.lab_rows": (_LAB, {}),
     "data.seed": (_LAB, {}),
     "abstention.phrases": ({}, {"abstention.phrases": ["cannot find"]}),
@@ -379,7 +380,7 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.chdir(tmp_path)
     for name in ("rows.jsonl", "moved.jsonl", "x"):
         Path(name).write_text('{"question": "1 + 1?", "answer": "2"}\n')
-    Path("rewrite.txt").write_text("{{ prompt }} {{ gold }}")
+    Path("template.txt").write_text("{{ gold }}")
     monkeypatch.setattr("tasks.ingest.sources.revision_digest", lambda config, key: "commit")
     for module in ("generate.paid", "judge.panel", "train.step", "evaluate.step"):
         monkeypatch.setattr(f"tasks.{module}.model_digest", lambda model: "weights")

@@ -19,7 +19,7 @@ MODULES = sorted(path.relative_to(ROOT).as_posix() for top in ("flows", "tasks")
 FLOORS = (
     ("tasks.errors", "tasks.wording"),
     ("tasks.artifacts", "tasks.tables", "tasks.templates", "tasks.lab"),
-    ("tasks.measures", "tasks.policies"),
+    ("tasks.measures", "tasks.policies", "tasks.readers"),
     ("tasks.config",),
     ("tasks.models", "tasks.running"),
     ("tasks.engines",),

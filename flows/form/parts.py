@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flows.form.lines import line
 from flows.runs.recipes import RECIPES, shipped
-from tasks.config import Reader, RunConfig, Task, load_recipe
+from tasks.config import ReaderName, RunConfig, Task, load_recipe
 from tasks.errors import ConfigError
 
 
@@ -73,7 +73,7 @@ class DataPart(FormPart):
     hub: str | None = Field(
         default=None, title="Hub dataset", description="Instead of a path: a dataset id on the Hugging Face Hub."
     )
-    reader: Reader = Field(
+    reader: ReaderName = Field(
         default="auto", title="Format", description="Of your rows. auto: a plain table with the columns named below."
     )
     task: Task = Field(

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from tasks.artifacts.store import Store
 from tasks.config import RunConfig
-from tasks.generate import Judged, Needed, count_missing, count_rewrites
+from tasks.generate import JudgedOutputs, QuestionCounts, count_answers, count_rewrites
 from tasks.running.step import Planned
 
 
@@ -19,22 +19,24 @@ class Questions(NamedTuple):
         rewrites: None where no policy reads rewrites, or which are needed is decided only by the judge.
     """
 
-    answers: Needed
-    rewrites: Needed | None
+    answers: QuestionCounts
+    rewrites: QuestionCounts | None
 
 
 def questions(store: Store, recipe: RunConfig, planned: Sequence[Planned], examples: Path) -> Questions:
     """Count what generate and rewrite would ask."""
-    answers = count_missing(store, recipe.model, recipe.engine, recipe.generate, examples)
+    answers = count_answers(store, recipe.model, recipe.engine, recipe.generate, examples)
     rewriting = next((one for one in planned if one.step.name == "rewrite"), None)
     return Questions(answers, _rewrites(store, recipe, rewriting, examples) if rewriting else None)
 
 
-def _rewrites(store: Store, recipe: RunConfig, rewriting: Planned, examples: Path) -> Needed | None:
+def _rewrites(store: Store, recipe: RunConfig, rewriting: Planned, examples: Path) -> QuestionCounts | None:
     judged = None
     if "verdicts" in rewriting.inputs:
         refs = [rewriting.inputs[name] for name in ("outputs", "verdicts")]
         if any(store.verified(**ref) is None for ref in refs):
             return None
-        judged = Judged(*(store.fetch(ref) / f"{name}.parquet" for ref, name in zip(refs, Judged._fields, strict=True)))
+        judged = JudgedOutputs(
+            *(store.fetch(ref) / f"{name}.parquet" for ref, name in zip(refs, JudgedOutputs._fields, strict=True))
+        )
     return count_rewrites(store, recipe.model, recipe.engine, recipe.rewrite, examples, judged)

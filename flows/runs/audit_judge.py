@@ -56,7 +56,7 @@ def against_probes(store: Store, recipe: RunConfig) -> Found:
 def _judge_probes(store: Store, recipe: RunConfig, ingest: Planned) -> Found:
     from tasks.judge.asking import CASES
     from tasks.judge.audit import summary
-    from tasks.judge.hearing import hear, probes_for
+    from tasks.judge.panel_session import ask_panel, probes_for
     from tasks.tables.spool import spool
 
     assert recipe.judge.llm is not None  # checked by the caller
@@ -67,8 +67,8 @@ def _judge_probes(store: Store, recipe: RunConfig, ingest: Planned) -> Found:
     probes = probes_for(examples, llm, recipe.abstention.phrases)
     with _context(store, recipe, "probes") as ctx:
         spool([], ctx.work / "cases.parquet", CASES)
-        heard = hear(ctx, llm, recipe.engine, cases=ctx.work / "cases.parquet", n_cases=0, probes=probes)
-    return summary(heard.probes, {}, llm, fell_short=heard.fell_short)
+        session = ask_panel(ctx, llm, recipe.engine, cases=ctx.work / "cases.parquet", n_cases=0, probes=probes)
+    return summary(session.probes, {}, llm, fell_short=session.fell_short)
 
 
 @contextmanager

@@ -4,7 +4,7 @@
 labels of the form in the Prefect UI.
 """
 
-from tasks.config.data import DataConfig, FieldsConfig, Reader, SourceConfig, Task, UnanswerableConfig
+from tasks.config.data import DataConfig, FieldsConfig, ReaderName, SourceConfig, UnanswerableConfig
 from tasks.config.evaluate import EvaluateConfig, PromotionConfig, ReportConfig
 from tasks.config.generate import GenerateConfig, RewriteConfig
 from tasks.config.judge import AbstentionConfig, AuditConfig, JudgeConfig, JudgeModelConfig, LlmJudgeConfig
@@ -13,6 +13,7 @@ from tasks.config.reading import Override, load_recipe, parse_recipe
 from tasks.config.recipe import ExecutionConfig, RunConfig
 from tasks.config.section import Section
 from tasks.config.train import ArmConfig, PolicyName, SelectConfig, TrainConfig
+from tasks.readers import Task
 
 __all__ = [
     "AbstentionConfig",
@@ -31,7 +32,7 @@ __all__ = [
     "Override",
     "PolicyName",
     "PromotionConfig",
-    "Reader",
+    "ReaderName",
     "ReportConfig",
     "RewriteConfig",
     "RunConfig",

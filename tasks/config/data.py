@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
+from pydantic.config import JsonDict
 
 from tasks.config.section import RUNTIME, Section
+from tasks.readers import Task, reader_names, reader_of
 
-Task = Literal["grounded_qa", "open", "number", "multiple_choice"]
-Reader = Literal["auto", "rows", "squad2", "md2d", "nq", "musique", "gsm8k", "lab"]
+
+def _declared(name: str) -> str:
+    reader_of(name)  # refuses an unknown name
+    return name
+
+
+def _list_readers(schema: JsonDict) -> None:
+    schema["enum"] = [*reader_names()]
+
+
+ReaderName = Annotated[str, AfterValidator(_declared), Field(json_schema_extra=_list_readers)]
 
 
 class FieldsConfig(Section):
@@ -43,7 +54,7 @@ class SourceConfig(Section):
     hub_config: str | None = Field(default=None, description="Configuration of the Hub dataset")
     hub_split: str = Field(default="train", description="Split of the Hub dataset")
     revision: str | None = Field(default=None, description="Hub revision; a commit id pins it")
-    reader: Reader = Field(default="auto", description="Format of the rows; auto: a plain table")
+    reader: ReaderName = Field(default="auto", description="Format of the rows; auto: a plain table")
     documents: str | None = Field(
         default=None, description="MultiDoc2Dial: the documents file", json_schema_extra=RUNTIME
     )
@@ -59,7 +70,7 @@ class SourceConfig(Section):
 
     @model_validator(mode="after")
     def _one_origin(self) -> SourceConfig:
-        if self.reader == "lab":
+        if reader_of(self.reader).draws:
             return self
         if (self.path is None) == (self.hub is None):
             raise ValueError("give either `path` or `hub`")
@@ -84,7 +95,7 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _lab_only(self) -> DataConfig:
-        if any(source.reader == "lab" for source in self.sources):
+        if any("lab_rows" in reader_of(source.reader).settings for source in self.sources):
             return self
         for name in ("lab_rows", "seed"):
             if getattr(self, name) != type(self).model_fields[name].default:

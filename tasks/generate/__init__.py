@@ -1,8 +1,8 @@
 """Examples -> outputs of the base model and their likelihoods: no row is ever paid for twice."""
 
 from tasks.generate.likelihood import likelihood
-from tasks.generate.paid import Needed
-from tasks.generate.rewrite import Judged, count_rewrites, rewrite
-from tasks.generate.step import count_missing, generate
+from tasks.generate.paid import QuestionCounts
+from tasks.generate.rewrite import JudgedOutputs, count_rewrites, rewrite
+from tasks.generate.step import count_answers, generate
 
-__all__ = ["Judged", "Needed", "count_missing", "count_rewrites", "generate", "likelihood", "rewrite"]
+__all__ = ["JudgedOutputs", "QuestionCounts", "count_answers", "count_rewrites", "generate", "likelihood", "rewrite"]

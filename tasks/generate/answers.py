@@ -11,7 +11,7 @@ from tasks.artifacts.paid_rows import RowStore, row_key
 from tasks.artifacts.store import Store
 from tasks.config import EngineConfig, GenerateConfig, ModelConfig, RewriteConfig
 from tasks.engines import Engine, Message, Reply, Request, Sampling
-from tasks.generate.paid import Filling, Need, Needed, Row, fill, refuse_failed, space_of
+from tasks.generate.paid import Filling, QuestionCounts, Row, RowToFill, fill, refuse_failed, space_of
 from tasks.running.step import Context
 from tasks.tables import schema
 
@@ -35,9 +35,9 @@ def request_for(messages: list[Message], rows: RowStore, config: Decoding, *, sa
 
 
 def write_outputs(
-    ctx: Context, rows: RowStore, needs: Callable[[], Iterator[Need[Request]]], config: Decoding, *,
+    ctx: Context, rows: RowStore, needs: Callable[[], Iterator[RowToFill[Request]]], config: Decoding, *,
     model: ModelConfig, engine: EngineConfig,
-) -> Needed:  # fmt: skip
+) -> QuestionCounts:  # fmt: skip
     """Get the answers that are missing and write `outputs.parquet`.
 
     Raises:

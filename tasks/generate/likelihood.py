@@ -16,7 +16,7 @@ from tasks.artifacts.paid_rows import RowStore, row_key
 from tasks.artifacts.store import Ref
 from tasks.config import EngineConfig, GenerateConfig, ModelConfig
 from tasks.engines import Continuation, Engine, Likelihood
-from tasks.generate.paid import Filling, Need, Row, fill, refuse_failed, space_of, weights
+from tasks.generate.paid import Filling, Row, RowToFill, fill, refuse_failed, space_of, weights
 from tasks.running.process import one_process
 from tasks.running.step import Context, step
 from tasks.tables import schema
@@ -50,7 +50,7 @@ def likelihood(
     )
 
 
-def _needs(examples: Path, outputs: Path, verdicts: Path, space: str) -> Iterator[Need[Continuation]]:
+def _needs(examples: Path, outputs: Path, verdicts: Path, space: str) -> Iterator[RowToFill[Continuation]]:
     """Accepted outputs and the gold of each training example, sorted by (example_id, kind, sample_index)."""
     for batch, found in with_matches(
         training_batches(examples, ["messages", "golds"]), judged_outputs(outputs, verdicts)
@@ -61,7 +61,7 @@ def _needs(examples: Path, outputs: Path, verdicts: Path, space: str) -> Iterato
         for row in batch.to_pylist():
             for kind, sample_index, text in sorted([*texts[row["example_id"]], ("gold", 0, row["golds"][0])]):
                 key = row_key(space, row["messages"], text)
-                yield Need(row["example_id"], kind, sample_index, Continuation(key, row["messages"], text))
+                yield RowToFill(row["example_id"], kind, sample_index, Continuation(key, row["messages"], text))
 
 
 def _measured(engine: Engine, continuations: Iterator[Continuation], done: Container[str]) -> Iterator[Row]:

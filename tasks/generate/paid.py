@@ -48,7 +48,7 @@ class _Keyed(Protocol):
 Asked = TypeVar("Asked", bound=_Keyed)
 
 
-class Need(NamedTuple, Generic[Asked]):
+class RowToFill(NamedTuple, Generic[Asked]):
     """One row of the table, and what to ask for it."""
 
     example_id: str
@@ -69,12 +69,12 @@ class Filling(Generic[Asked]):
     """
 
     rows: RowStore
-    needs: Callable[[], Iterator[Need[Asked]]]
+    needs: Callable[[], Iterator[RowToFill[Asked]]]
     ask: Callable[[Engine, Iterator[Asked], Container[str]], Iterator[Row]]
     table: pa.Schema
 
 
-class Needed(NamedTuple):
+class QuestionCounts(NamedTuple):
     """What a table asks for.
 
     Attributes:
@@ -98,7 +98,7 @@ def space_of(model: ModelConfig, engine: EngineConfig, *settings: object) -> str
     return digest_of([model_digest(model), template, model.dtype, runs_it, *settings])[:32]
 
 
-def count_needed(needs: Iterator[Need[Asked]], done: DoneKeys) -> Needed:
+def count_questions(needs: Iterator[RowToFill[Asked]], done: DoneKeys) -> QuestionCounts:
     """How many rows there are, and how many of them must be paid for."""
     missing: set[str] = set()
     n_rows = 0
@@ -106,23 +106,23 @@ def count_needed(needs: Iterator[Need[Asked]], done: DoneKeys) -> Needed:
         n_rows += 1
         if need.asked.key not in done.here and need.asked.key not in done.elsewhere:
             missing.add(need.asked.key)
-    return Needed(n_rows, len(missing))
+    return QuestionCounts(n_rows, len(missing))
 
 
-def fill(ctx: Context, filling: Filling[Asked], *, model: ModelConfig, engine: EngineConfig) -> Needed:
+def fill(ctx: Context, filling: Filling[Asked], *, model: ModelConfig, engine: EngineConfig) -> QuestionCounts:
     """Get the rows that are missing and write the table; a table without rows starts no engine.
 
     By force, rows that failed are missing, too, whatever made them fail.
     """
     done = filling.rows.done(failures=not ctx.force)
     path = ctx.work / "needed.parquet"
-    needed = count_needed(_written(filling.needs(), path), done)
+    needed = count_questions(_written(filling.needs(), path), done)
     _pay(ctx, filling, done, needed, model=model, engine=engine)
     _write_table(ctx, filling, path, needed.n_rows)
     return needed
 
 
-def _written(needs: Iterator[Need[Asked]], path: Path) -> Iterator[Need[Asked]]:
+def _written(needs: Iterator[RowToFill[Asked]], path: Path) -> Iterator[RowToFill[Asked]]:
     """The same needs, after writing which row of the store each is."""
     with pq.ParquetWriter(path, _NEEDED) as writer:
         while batch := list(islice(needs, schema.BATCH_ROWS)):
@@ -132,7 +132,13 @@ def _written(needs: Iterator[Need[Asked]], path: Path) -> Iterator[Need[Asked]]:
 
 
 def _pay(
-    ctx: Context, filling: Filling[Asked], done: DoneKeys, needed: Needed, *, model: ModelConfig, engine: EngineConfig
+    ctx: Context,
+    filling: Filling[Asked],
+    done: DoneKeys,
+    needed: QuestionCounts,
+    *,
+    model: ModelConfig,
+    engine: EngineConfig,
 ) -> None:
     n_tokens, n_paid, started, told = 0, 0, time.monotonic(), 0.0
     if needed.n_missing:
@@ -152,7 +158,7 @@ def _pay(
     ctx.facts["generating_seconds"] = round(time.monotonic() - started, 3)  # without the start of the engine
 
 
-def _distinct(needs: Iterator[Need[Asked]], done: Container[str]) -> Iterator[Asked]:
+def _distinct(needs: Iterator[RowToFill[Asked]], done: Container[str]) -> Iterator[Asked]:
     """Each question once, however often it stands, without those that others have paid for."""
     seen: set[str] = set()
     for need in needs:

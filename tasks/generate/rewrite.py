@@ -17,18 +17,20 @@ from tasks.artifacts.digest import digest_of
 from tasks.artifacts.paid_rows import RowStore
 from tasks.artifacts.store import Ref, Store
 from tasks.config import EngineConfig, ModelConfig, RewriteConfig
-from tasks.engines import Request
+from tasks.engines import Message, Request
 from tasks.generate.answers import paid_answers, request_for, write_outputs
-from tasks.generate.paid import Need, Needed, count_needed, weights
-from tasks.generate.prompts import REWRITES, rewrite_prompt
+from tasks.generate.paid import QuestionCounts, RowToFill, count_questions, weights
 from tasks.running.process import one_process
 from tasks.running.step import Context, step
 from tasks.tables.aligned import accepted, judged_outputs, training_batches, with_matches
+from tasks.templates import PromptTemplate, TemplateFolder
 
+# A template sees the last message of the chat, as the model is asked it, and the first gold answer.
+TEMPLATES = TemplateFolder(Path(__file__).parent / "prompts", "rewrite.template", ("prompt", "gold"))
 _TABLE = "rewrites"
 
 
-class Judged(NamedTuple):
+class JudgedOutputs(NamedTuple):
     """Answers that were judged: the tables `outputs` and `verdicts`."""
 
     outputs: Path
@@ -36,7 +38,7 @@ class Judged(NamedTuple):
 
 
 def _outside(*, model: ModelConfig, config: RewriteConfig, **sections: object) -> Mapping[str, str]:
-    return {**weights(model=model), "template": digest_of(REWRITES.text(config.template))}
+    return {**weights(model=model), "template": digest_of(TEMPLATES.text(config.template))}
 
 
 @step(version=1, outside=_outside, launcher=one_process)
@@ -53,37 +55,48 @@ def rewrite(
     path, passed_over = ctx.path(examples, "examples.parquet"), Counter[str]()
     judged = None
     if outputs and verdicts:
-        judged = Judged(ctx.path(outputs, "outputs.parquet"), ctx.path(verdicts, "verdicts.parquet"))
+        judged = JudgedOutputs(ctx.path(outputs, "outputs.parquet"), ctx.path(verdicts, "verdicts.parquet"))
     needs = _needs(path, judged, rows, config, passed_over)
     needed = write_outputs(ctx, rows, needs, config, model=model, engine=engine)
     ctx.account(ctx.counts_of(examples)["rows.train"], needed.n_rows, passed_over)
 
 
 def count_rewrites(
-    store: Store, model: ModelConfig, engine: EngineConfig, config: RewriteConfig, examples: Path, judged: Judged | None
-) -> Needed:
+    store: Store,
+    model: ModelConfig,
+    engine: EngineConfig,
+    config: RewriteConfig,
+    examples: Path,
+    judged: JudgedOutputs | None,
+) -> QuestionCounts:
     """What the step would need. Loads no model."""
     rows = paid_answers(store, _TABLE, config, model=model, engine=engine)
-    return count_needed(_needs(examples, judged, rows, config, Counter())(), rows.done())
+    return count_questions(_needs(examples, judged, rows, config, Counter())(), rows.done())
 
 
 def _needs(
-    path: Path, judged: Judged | None, rows: RowStore, config: RewriteConfig, passed_over: Counter[str]
-) -> Callable[[], Iterator[Need[Request]]]:
+    path: Path, judged: JudgedOutputs | None, rows: RowStore, config: RewriteConfig, passed_over: Counter[str]
+) -> Callable[[], Iterator[RowToFill[Request]]]:
     """A row for each example to rewrite, in example order; the others are counted in `passed_over`."""
-    template = REWRITES.load(config.template)
+    template = TEMPLATES.load(config.template)
 
-    def needs() -> Iterator[Need[Request]]:
+    def needs() -> Iterator[RowToFill[Request]]:
         passed_over.clear()
         for batch in _to_rewrite(path, judged, passed_over):
             for row in batch.to_pylist():
                 messages = rewrite_prompt(template, row["messages"], row["golds"][0])
-                yield Need(row["example_id"], "rewrite", 0, request_for(messages, rows, config))
+                yield RowToFill(row["example_id"], "rewrite", 0, request_for(messages, rows, config))
 
     return needs
 
 
-def _to_rewrite(path: Path, judged: Judged | None, passed_over: Counter[str]) -> Iterator[pa.RecordBatch]:
+def rewrite_prompt(template: PromptTemplate, messages: list[Message], gold: str) -> list[Message]:
+    """The chat of an example, its last message replaced by the request to rewrite the gold."""
+    *earlier, last = messages
+    return [*earlier, {"role": "user", "content": template.render(prompt=last["content"], gold=gold)}]
+
+
+def _to_rewrite(path: Path, judged: JudgedOutputs | None, passed_over: Counter[str]) -> Iterator[pa.RecordBatch]:
     training = training_batches(path, ["messages", "golds"])
     if judged is None:
         yield from training

@@ -11,7 +11,7 @@ from tasks.config import EngineConfig, GenerateConfig, ModelConfig
 from tasks.engines import Request
 from tasks.errors import StepError
 from tasks.generate.answers import paid_answers, request_for, write_outputs
-from tasks.generate.paid import Need, Needed, count_needed, weights
+from tasks.generate.paid import QuestionCounts, RowToFill, count_questions, weights
 from tasks.running.process import one_process
 from tasks.running.step import Context, step
 from tasks.tables.aligned import training_batches
@@ -29,18 +29,18 @@ def generate(ctx: Context, *, model: ModelConfig, engine: EngineConfig, config: 
         raise StepError("generate: there is no training row. Look at the ingest counts: ssr why RUN ingest")
 
 
-def count_missing(
+def count_answers(
     store: Store, model: ModelConfig, engine: EngineConfig, config: GenerateConfig, examples: Path
-) -> Needed:
+) -> QuestionCounts:
     """What the step would need. Loads no model."""
     rows = paid_answers(store, _TABLE, config, model=model, engine=engine)
-    return count_needed(_needs(examples, rows, config), rows.done())
+    return count_questions(_needs(examples, rows, config), rows.done())
 
 
-def _needs(path: Path, rows: RowStore, config: GenerateConfig) -> Iterator[Need[Request]]:
+def _needs(path: Path, rows: RowStore, config: GenerateConfig) -> Iterator[RowToFill[Request]]:
     """A row for each sample of each training example, in example order."""
     for batch in training_batches(path, ["messages"]):
         for row in batch.to_pylist():
             for i in range(config.n_samples):
                 asked = request_for(row["messages"], rows, config, sample_index=i)
-                yield Need(row["example_id"], "answer", i, asked)
+                yield RowToFill(row["example_id"], "answer", i, asked)

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from tasks.errors import DataError
 from tasks.ingest.files import SUFFIXES, DataFile, opened
-from tasks.ingest.raw import Record
+from tasks.readers import RawRecord
 
 _BATCH_ROWS = 512
 _CHUNK = 1 << 16
@@ -24,7 +24,7 @@ _LONGEST_TOKEN = 16  # a decoder error this close to the end of the text may be 
 _LONGEST_CELL = 1 << 27
 
 
-def records(file: DataFile) -> Iterator[Record]:
+def records(file: DataFile) -> Iterator[RawRecord]:
     """The records of a file in order.
 
     Raises:
@@ -39,17 +39,7 @@ def records(file: DataFile) -> Iterator[Record]:
         yield from read(stream, file.path)
 
 
-def whole_json(file: DataFile) -> Record:
-    """A JSON file as one record, for formats that are looked up by key.
-
-    Raises:
-        DataError: It is not JSON.
-    """
-    with opened(file) as stream:
-        return Record(file.path, "line 1", _JsonText(stream, file.path).value())
-
-
-def _jsonl(stream: BinaryIO, path: str) -> Iterator[Record]:
+def _jsonl(stream: BinaryIO, path: str) -> Iterator[RawRecord]:
     for number, line in enumerate(stream, 1):
         if not line.strip():
             continue
@@ -59,10 +49,10 @@ def _jsonl(stream: BinaryIO, path: str) -> Iterator[Record]:
             raise _not_utf8(path, number) from error
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path}:line {number}: not JSON: {error}. Correct or remove this line.") from error
-        yield Record(path, f"line {number}", value)
+        yield RawRecord(path, f"line {number}", value)
 
 
-def _csv(stream: BinaryIO, path: str) -> Iterator[Record]:
+def _csv(stream: BinaryIO, path: str) -> Iterator[RawRecord]:
     csv.field_size_limit(_LONGEST_CELL)
     rows = csv.DictReader(io.TextIOWrapper(stream, "utf-8-sig", newline=""), strict=True)
     try:
@@ -73,25 +63,25 @@ def _csv(stream: BinaryIO, path: str) -> Iterator[Record]:
                 raise DataError(
                     f"{path}:{place}: not as many cells as the header has columns ({names}). Check the quotes."
                 )
-            yield Record(path, place, row)
+            yield RawRecord(path, place, row)
     except UnicodeDecodeError as error:
         raise _not_utf8(path, rows.line_num + 1) from error
     except csv.Error as error:
         raise DataError(f"{path}:line {rows.line_num}: not CSV: {error}. Check the quotes.") from error
 
 
-def _parquet(stream: BinaryIO, path: str) -> Iterator[Record]:
+def _parquet(stream: BinaryIO, path: str) -> Iterator[RawRecord]:
     try:
         number = 0
         for batch in pq.ParquetFile(stream).iter_batches(batch_size=_BATCH_ROWS):
             for value in batch.to_pylist():
                 number += 1
-                yield Record(path, f"row {number}", value)
+                yield RawRecord(path, f"row {number}", value)
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not Parquet, or damaged: {error}. Write the file again.") from error
 
 
-def _json(stream: BinaryIO, path: str) -> Iterator[Record]:
+def _json(stream: BinaryIO, path: str) -> Iterator[RawRecord]:
     text = _JsonText(stream, path)
     while opening := text.peek():
         if opening == "[":
@@ -102,7 +92,7 @@ def _json(stream: BinaryIO, path: str) -> Iterator[Record]:
             raise DataError(f"{path}:{text.place}: expected '[' or '{{', found {opening!r}. Is this a JSON file?")
 
 
-def _object(text: _JsonText, path: str) -> Iterator[Record]:
+def _object(text: _JsonText, path: str) -> Iterator[RawRecord]:
     """An object: its `data` a record an item, or, without an array of that name, the object itself."""
     place, members, has_data = text.place, {}, False
     text.take("{")
@@ -117,14 +107,14 @@ def _object(text: _JsonText, path: str) -> Iterator[Record]:
         text.separate("}")
     text.take("}")
     if not has_data:
-        yield Record(path, place, members)
+        yield RawRecord(path, place, members)
 
 
-def _items(text: _JsonText, path: str) -> Iterator[Record]:
+def _items(text: _JsonText, path: str) -> Iterator[RawRecord]:
     text.take("[")
     while text.peek() != "]":
         place = text.place
-        yield Record(path, place, text.value())
+        yield RawRecord(path, place, text.value())
         text.separate("]")
     text.take("]")
 
@@ -203,6 +193,6 @@ def _not_utf8(path: str, line: int) -> DataError:
     return DataError(f"{path}:line {line} or after: not UTF-8 text. Convert it: iconv -f LATIN1 -t UTF-8")
 
 
-_READ: dict[str, Callable[[BinaryIO, str], Iterator[Record]]] = {
+_READ: dict[str, Callable[[BinaryIO, str], Iterator[RawRecord]]] = {
     ".jsonl": _jsonl, ".ndjson": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet,
 }  # fmt: skip

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from tasks.config import SourceConfig
 from tasks.errors import DataError
-from tasks.ingest.raw import Record
+from tasks.readers import RawRecord
 
 
 def revision_digest(source: SourceConfig, *, key: str) -> str:
@@ -29,7 +29,7 @@ def revision_digest(source: SourceConfig, *, key: str) -> str:
         raise _unusable(source, key, error) from error
 
 
-def hub_records(source: SourceConfig, revision: str, *, key: str) -> Iterator[Record]:
+def hub_records(source: SourceConfig, revision: str, *, key: str) -> Iterator[RawRecord]:
     """The rows of one split at a revision; offline, from the local cache of `datasets`.
 
     Raises:
@@ -44,7 +44,7 @@ def hub_records(source: SourceConfig, revision: str, *, key: str) -> Iterator[Re
             streaming=not constants.HF_HUB_OFFLINE,
         )  # fmt: skip
         for number, row in enumerate(rows, 1):
-            yield Record(f"{source.hub}[{source.hub_split}]", f"row {number}", row)
+            yield RawRecord(f"{source.hub}[{source.hub_split}]", f"row {number}", row)
     except Exception as error:  # as above
         raise _unusable(source, key, error) from error
 

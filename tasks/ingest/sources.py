@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import PurePosixPath
 from typing import Any, Literal, NamedTuple
 
 from tasks.config import DataConfig, FieldsConfig, SourceConfig
 from tasks.errors import ConfigError
+from tasks.ingest.example_prompts import prompt_text
 from tasks.ingest.files import DataFile, content_digest, find_files
 from tasks.ingest.formats import records
 from tasks.ingest.hub import hub_records, revision_digest
-from tasks.ingest.md2d import md2d
-from tasks.ingest.prompts import prompt_text
-from tasks.ingest.raw import Dropped, RawExample
-from tasks.ingest.readers import READERS, lab
-from tasks.ingest.rows import rows
-from tasks.lab.task import VERSION as LAB_VERSION
-
-# These formats hold one kind of task; for them `open`, the default of a source, stands for that task.
-_TASK_OF_READER = {
-    "squad2": "grounded_qa", "md2d": "grounded_qa", "nq": "grounded_qa", "musique": "grounded_qa", "lab": "grounded_qa",
-    "gsm8k": "number",
-}  # fmt: skip
+from tasks.readers import Dropped, RawExample, RawRecord, Reader, ReaderInput, Task, reader_of
 
 
 class Source(NamedTuple):
@@ -36,16 +25,17 @@ class Source(NamedTuple):
 
     config: SourceConfig
     key: str
-    task: str
+    task: Task
 
     @property
-    def reader(self) -> str:
-        return "rows" if self.config.reader == "auto" else self.config.reader
+    def reader(self) -> Reader:
+        """The declared reader of its rows."""
+        return reader_of(self.config.reader)
 
     @property
     def shown(self) -> str:
         """What a message calls it."""
-        return str(self.config.path or self.config.hub or self.reader)
+        return str(self.config.path or self.config.hub or self.reader.name)
 
 
 def sources_of(config: DataConfig) -> list[Source]:
@@ -57,43 +47,43 @@ def sources_of(config: DataConfig) -> list[Source]:
     found = []
     for index, source in enumerate(config.sources):
         key = f"data.sources.{index}"
-        for setting, problem in _problems(source):
+        for setting, problem in _problems(source, reader_of(source.reader)):
             raise ConfigError(f"{key}.{setting}: {problem}")
-        task = _TASK_OF_READER.get(source.reader, source.task) if source.task == "open" else source.task
-        found.append(Source(source, key, task))
+        found.append(Source(source, key, reader_of(source.reader).task or source.task))
     return found
 
 
-def _problems(source: SourceConfig) -> Iterator[tuple[str, str]]:
+def _problems(source: SourceConfig, reader: Reader) -> Iterator[tuple[str, str]]:
     """Each setting that has no effect or contradicts another, and what to do."""
-    reader = "rows" if source.reader == "auto" else source.reader
-    task = _TASK_OF_READER.get(reader, source.task)
-    if source.task not in ("open", task):
-        yield "task", f"reader {reader} makes {task} rows, not {source.task}. Remove `task`."
-    if reader != "rows" and source.fields != FieldsConfig():
-        yield "fields", f"reader {reader} has columns of its own. Remove `fields`, or set `reader: rows`."
-    if reader == "md2d" and source.documents is None:
-        yield "documents", "reader md2d needs the documents file (multidoc2dial_doc.json). Set it."
-    if reader != "md2d" and source.documents is not None:
-        yield "documents", f"only reader md2d uses it, not {reader}. Remove it."
+    task = reader.task or source.task
+    if source.task not in ("open", task):  # open is the default of a source
+        yield "task", f"reader {reader.name} makes {task} rows, not {source.task}. Remove `task`."
+    if "fields" not in reader.settings and source.fields != FieldsConfig():
+        yield "fields", f"reader {reader.name} has columns of its own. Remove `fields`, or set `reader: rows`."
+    if "documents" in reader.settings and source.documents is None:
+        yield "documents", f"reader {reader.name} needs the file of the documents. Set it."
+    if "documents" not in reader.settings and source.documents is not None:
+        yield "documents", f"reader {reader.name} does not use it. Remove it."
     if source.fields.messages and (source.prompt or source.unanswerable):
         setting = "prompt" if source.prompt else "unanswerable"
         yield setting, "the chat in `fields.messages` is kept as it is. Remove one of the two."
-    if reader == "rows" and task == "grounded_qa" and not (source.fields.document or source.fields.messages):
+    if "fields" in reader.settings and task == "grounded_qa" and not (source.fields.document or source.fields.messages):
         yield "fields.document", "a grounded_qa row needs a document. Set fields.document=<column>."
     if source.unanswerable and task != "grounded_qa":
         yield "unanswerable", f"only grounded_qa questions can be made unanswerable, not {task}. Remove it."
-    yield from _origin_problems(source)
+    yield from _origin_problems(source, reader)
 
 
-def _origin_problems(source: SourceConfig) -> Iterator[tuple[str, str]]:
-    if source.reader == "lab":
-        defaults = SourceConfig(reader="lab")
+def _origin_problems(source: SourceConfig, reader: Reader) -> Iterator[tuple[str, str]]:
+    if reader.draws:
+        defaults = SourceConfig(reader=source.reader)
         for name in ("path", "hub", "split", "domain", "unanswerable"):
             if getattr(source, name) != getattr(defaults, name):
-                yield name, "the lab draws its own rows, splits and domains. Remove it."
-    if source.reader == "md2d" and source.hub:
-        yield "hub", "reader md2d reads the official files. Download them and set `path` and `documents`."
+                yield name, f"reader {reader.name} draws its own rows, splits and domains. Remove it."
+    elif source.path and "path" not in reader.settings:
+        yield "path", f"reader {reader.name} reads from the Hub alone. Set `hub` instead."
+    elif source.hub and "hub" not in reader.settings:
+        yield "hub", f"reader {reader.name} reads files alone. Download them and set `path`."
     if source.hub is None:
         for name, unset in (("hub_config", None), ("hub_split", "train"), ("revision", None)):
             if getattr(source, name) != unset:
@@ -110,8 +100,8 @@ def source_digest(source: Source) -> dict[str, Any]:  # Any: JSON values
     found: dict[str, Any] = {"prompt": None}
     if not config.fields.messages:
         found["prompt"] = prompt_text(config, source.task, key=source.key)
-    if source.reader == "lab":
-        return found | {"lab": LAB_VERSION}
+    if source.reader.draws:
+        return found | {source.reader.name: source.reader.version}
     if config.hub:
         return found | {"revision": revision_digest(config, key=source.key)}
     found["files"] = _content(source, "path")
@@ -120,27 +110,36 @@ def source_digest(source: Source) -> dict[str, Any]:  # Any: JSON values
     return found
 
 
-def _content(source: Source, key: Literal["path", "documents"]) -> list[list[str]]:
+def _content(source: Source, setting: Literal["path", "documents"]) -> list[list[str]]:
     """What is in the files; of their names only the endings count, which say how to read them."""
-    files = _files(source, key)
+    files = _files(source, setting)
     return sorted([*PurePosixPath(file.name).suffixes, content_digest(file)] for file in files)
 
 
 def raw_examples(source: Source, config: DataConfig) -> Iterator[RawExample | Dropped]:
     """Everything in a source, in the order in which it stands there."""
-    if source.reader == "lab":
-        return lab(config.lab_rows, seed=config.seed)
-    if source.reader == "md2d":
-        return md2d(_files(source, "path"), _files(source, "documents"))
+    return source.reader.read(
+        ReaderInput(
+            source.key, _records(source), _from_files(source, "documents"), source.config.fields.model_dump(),
+            config.lab_rows, config.seed,
+        )
+    )  # fmt: skip
+
+
+def _records(source: Source) -> Iterator[RawRecord]:
     if source.config.hub:
         revision = revision_digest(source.config, key=source.key)
-        found = hub_records(source.config, revision, key=source.key)
+        yield from hub_records(source.config, revision, key=source.key)
     else:
-        found = chain.from_iterable(records(file) for file in _files(source, "path"))
-    if source.reader == "rows":
-        return rows(found, source.config.fields, key=f"{source.key}.fields")
-    return READERS[source.reader](found)
+        yield from _from_files(source, "path")
 
 
-def _files(source: Source, setting: str) -> list[DataFile]:
-    return find_files(str(getattr(source.config, setting)), key=f"{source.key}.{setting}")
+def _from_files(source: Source, setting: Literal["path", "documents"]) -> Iterator[RawRecord]:
+    """The records of the files that a setting names, one after another; none where it is not set."""
+    for file in _files(source, setting):
+        yield from records(file)
+
+
+def _files(source: Source, setting: Literal["path", "documents"]) -> list[DataFile]:
+    path = getattr(source.config, setting)
+    return find_files(path, key=f"{source.key}.{setting}") if path else []

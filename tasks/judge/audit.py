@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 from tasks.config import LlmJudgeConfig
-from tasks.judge.panel import Decision
-from tasks.judge.probes import Probe
+from tasks.judge.panel import PanelVerdict
+from tasks.judge.probes import JudgeProbe
 from tasks.judge.rules import ACCEPT, REJECT, UNJUDGED
 from tasks.measures.statistics import Estimate, wilson
 
@@ -38,7 +38,7 @@ class Interval:
 
 
 @dataclass
-class Seen:
+class AnswerTally:
     """What the LLM made of real answers of one class.
 
     Attributes:
@@ -51,7 +51,7 @@ class Seen:
     unjudged: int = 0
     accepted_at: list[int] = field(default_factory=lambda: [0] * len(THRESHOLDS))
 
-    def add(self, decision: Decision) -> None:
+    def add(self, decision: PanelVerdict) -> None:
         """Count a decision. One that an imprecise judge lost is neither accepted nor undecided."""
         if decision.score is None:
             self.unjudged += 1
@@ -63,7 +63,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Line:
+class ClassAudit:
     """The audit of one class of answerability, or of all.
 
     Attributes:
@@ -91,11 +91,11 @@ class Line:
     precision_of_answers: Interval | None
 
 
-class Judged(NamedTuple):
+class JudgedProbe(NamedTuple):
     """A probe with what the LLM made of it."""
 
-    probe: Probe
-    decision: Decision
+    probe: JudgeProbe
+    decision: PanelVerdict
 
 
 def answerability(answerable: bool | None) -> str:
@@ -103,13 +103,13 @@ def answerability(answerable: bool | None) -> str:
     return {True: "answerable", False: "unanswerable", None: "unmarked"}[answerable]
 
 
-def precision_of(judged: Sequence[Judged]) -> Estimate:
+def precision_of(judged: Sequence[JudgedProbe]) -> Estimate:
     """Acceptable among the accepted probes."""
     accepted = [one.probe.acceptable for one in judged if one.decision.verdict == ACCEPT]
     return wilson(sum(accepted), len(accepted))
 
 
-def shortfall(judged: Sequence[Judged], config: LlmJudgeConfig) -> str | None:
+def shortfall(judged: Sequence[JudgedProbe], config: LlmJudgeConfig) -> str | None:
     """How the judge misses the precision that the recipe asks for; None where it does not, or none is asked for."""
     least, found = config.audit.min_precision, precision_of(judged)
     if least is None or (found.value is not None and found.value >= least):
@@ -120,7 +120,7 @@ def shortfall(judged: Sequence[Judged], config: LlmJudgeConfig) -> str | None:
 
 
 def summary(
-    judged: Sequence[Judged], seen: Mapping[str, Seen], config: LlmJudgeConfig, *, fell_short: str | None
+    judged: Sequence[JudgedProbe], seen: Mapping[str, AnswerTally], config: LlmJudgeConfig, *, fell_short: str | None
 ) -> dict[str, Any]:  # Any: JSON values
     """The audit for the manifest and the report, as JSON values.
 
@@ -128,7 +128,7 @@ def summary(
         seen: What the LLM made of the real answers, by class.
     """
     names = sorted({answerability(one.probe.case.answerable) for one in judged} | set(seen))
-    classes = [_line(name, judged, seen.get(name, Seen())) for name in names]
+    classes = [_line(name, judged, seen.get(name, AnswerTally())) for name in names]
     lines = [_all_classes(judged, seen, classes), *(classes if len(classes) > 1 else [])]
     return {
         "n_probes": len(judged),
@@ -143,23 +143,25 @@ def summary(
     }
 
 
-def _line(name: str, judged: Sequence[Judged], seen: Seen) -> Line:
+def _line(name: str, judged: Sequence[JudgedProbe], seen: AnswerTally) -> ClassAudit:
     mine = [one for one in judged if name in (ALL, answerability(one.probe.case.answerable))]
     counts = Counter((one.probe.acceptable, one.decision.verdict) for one in mine)
     right, wrong = counts[True, ACCEPT], counts[False, ACCEPT]
     recall = wilson(right, right + counts[True, REJECT])
     false_accepts = wilson(wrong, wrong + counts[False, REJECT])
     n_wrong = expected_wrong(seen.accept, seen.accept + seen.reject, recall, false_accepts)
-    return Line(
+    return ClassAudit(
         name, right, counts[True, REJECT], wrong, counts[False, REJECT],
         counts[True, UNJUDGED] + counts[False, UNJUDGED], precision_of(mine), recall, false_accepts,
         seen.accept + seen.reject, seen.accept, n_wrong, _share_right(n_wrong, seen.accept),
     )  # fmt: skip
 
 
-def _all_classes(judged: Sequence[Judged], seen: Mapping[str, Seen], classes: Sequence[Line]) -> Line:
+def _all_classes(
+    judged: Sequence[JudgedProbe], seen: Mapping[str, AnswerTally], classes: Sequence[ClassAudit]
+) -> ClassAudit:
     """The line of all: probes pooled, wrong self-targets added up over the classes, which differ in their rates."""
-    total = Seen(*(sum(getattr(one, name) for one in seen.values()) for name in (ACCEPT, REJECT)))
+    total = AnswerTally(*(sum(getattr(one, name) for one in seen.values()) for name in (ACCEPT, REJECT)))
     pooled = _line(ALL, judged, total)
     concerned = [line for line in classes if line.accepted]
     # Where the probes say nothing of a class, all of them must do for it.
@@ -223,7 +225,7 @@ def _share_right(n_wrong: Interval, n_accepted: int) -> Interval | None:
     return Interval(value, 1 - n_wrong.high / n_accepted, 1 - n_wrong.low / n_accepted)
 
 
-def _kinds(judged: Sequence[Judged]) -> list[dict[str, Any]]:  # Any: JSON values
+def _kinds(judged: Sequence[JudgedProbe]) -> list[dict[str, Any]]:  # Any: JSON values
     counts = Counter((not one.probe.acceptable, one.probe.kind, one.decision.verdict) for one in judged)
     return [
         {"kind": kind, "acceptable": not is_wrong, **{v: counts[is_wrong, kind, v] for v in (ACCEPT, REJECT, UNJUDGED)}}
@@ -232,7 +234,7 @@ def _kinds(judged: Sequence[Judged]) -> list[dict[str, Any]]:  # Any: JSON value
 
 
 def _sweep(
-    judged: Sequence[Judged], seen: Sequence[Seen], config: LlmJudgeConfig
+    judged: Sequence[JudgedProbe], seen: Sequence[AnswerTally], config: LlmJudgeConfig
 ) -> list[dict[str, Any]]:  # Any: JSON values
     """Precision and recall of the probes, and accepted answers, at other thresholds; none where there is no scale."""
     if config.verdict_by == "text" and (config.n_opinions == 1 or config.combine == "majority"):
@@ -250,7 +252,7 @@ def _sweep(
     return rows
 
 
-def _warnings(line: Line) -> list[str]:
+def _warnings(line: ClassAudit) -> list[str]:
     found = []
     lenient, missed = line.false_accepts, line.right_rejected / max(1, line.right_accepted + line.right_rejected)
     if lenient.value is not None and lenient.value > LENIENT_SHARE:

@@ -19,8 +19,8 @@ from tasks.config import AbstentionConfig, AuditConfig, EngineConfig, JudgeConfi
 from tasks.engines import Message
 from tasks.errors import DataError
 from tasks.judge.asking import CASES
-from tasks.judge.hearing import hear, rubrics
-from tasks.judge.rubrics import Case
+from tasks.judge.panel_session import ask_panel, rubrics
+from tasks.judge.rubrics import JudgeCase
 from tasks.judge.rules import ACCEPT, REJECT, UNJUDGED, Candidate, first_rule, undecided
 from tasks.measures.statistics import Estimate, wilson
 from tasks.running.step import Context
@@ -36,7 +36,7 @@ Row = Mapping[str, Any]  # Any: values of a file
 class Labelled(NamedTuple):
     """An answer and what people say of it."""
 
-    case: Case
+    case: JudgeCase
     incorrect: list[str]
     accept: bool
 
@@ -128,7 +128,7 @@ def _labelled(row: Row, where: str) -> Labelled:
     if not golds:
         raise DataError(f"{where}: no gold answer. Give at least one.")
     document = None if row.get("document") is None else _text(row["document"], where, "document")
-    case = Case(
+    case = JudgeCase(
         task, _text(row["question"], where, "question"), document, golds, row.get("answerable"),
         _text(row["candidate"], where, "candidate"), _dialogue(row.get("dialogue"), where),
     )  # fmt: skip
@@ -183,13 +183,13 @@ def _candidate(row: Labelled) -> Candidate:
     return Candidate(case.candidate, "stop", None, case.task, case.golds, row.incorrect, case.answerable)
 
 
-def _asked(ctx: Context, cases: Sequence[Case], config: LlmJudgeConfig, engine: EngineConfig) -> list[str]:
+def _asked(ctx: Context, cases: Sequence[JudgeCase], config: LlmJudgeConfig, engine: EngineConfig) -> list[str]:
     """Verdicts of the language models; no probes, since the labels are the audit."""
     alone = config.model_copy(update={"audit": AuditConfig(n_probes=0)})
     render, path = rubrics(config), ctx.work / "cases.parquet"
     spool(({"place": i, "prompt": render.prompt(case)} for i, case in enumerate(cases)), path, CASES)
-    heard = hear(ctx, alone, engine, cases=path, n_cases=len(cases), probes=[])
-    return [decision.verdict for decision in heard.decisions()]
+    session = ask_panel(ctx, alone, engine, cases=path, n_cases=len(cases), probes=[])
+    return [decision.verdict for decision in session.decisions()]
 
 
 # --- comparing ---

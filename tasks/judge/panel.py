@@ -32,7 +32,7 @@ class Judge(NamedTuple):
     reasonings: RowStore
 
 
-class Decision(NamedTuple):
+class PanelVerdict(NamedTuple):
     """What a panel makes of one answer.
 
     Attributes:
@@ -84,15 +84,12 @@ def outside(*, config: JudgeConfig, engine: EngineConfig, **sections: object) ->
 def _digest(judge: JudgeModelConfig, engine: EngineConfig) -> str:
     """Of the weights; on a server elsewhere, of the name they have there, which is all there is to know."""
     runs_it = judge.engine or engine
-    if runs_it.kind == "openai" and runs_it.served_model:
-        return digest_of(["served", runs_it.served_model])
     if runs_it.kind == "openai":
-        # Not the key of before: those rows are of whatever model the server listed first.
-        return digest_of(["served as", judge.model.base])
+        return digest_of(["served", runs_it.served_model or judge.model.base])
     return model_digest(judge.model)
 
 
-def decide(opinions: Sequence[Opinion], config: LlmJudgeConfig) -> Decision:
+def decide(opinions: Sequence[Opinion], config: LlmJudgeConfig) -> PanelVerdict:
     """One verdict from all opinions on an answer.
 
     A mean needs every opinion: without one of them it would be another panel's. A majority is one of all opinions,
@@ -105,23 +102,23 @@ def decide(opinions: Sequence[Opinion], config: LlmJudgeConfig) -> Decision:
     if config.combine == "majority":
         return _majority(values, len(opinions), config.threshold, p_accept, missing)
     if missing is not None:
-        return Decision(UNJUDGED, None, None, missing)
+        return PanelVerdict(UNJUDGED, None, None, missing)
     score = sum(values) / len(values)
     shown = score if len(values) > 1 else p_accept  # one verdict in words is no probability
     if score >= config.threshold:
-        return Decision(ACCEPT, shown, score, "the judge accepts")
-    return Decision(REJECT, shown, score, "the judge rejects")
+        return PanelVerdict(ACCEPT, shown, score, "the judge accepts")
+    return PanelVerdict(REJECT, shown, score, "the judge rejects")
 
 
 def _majority(
     values: list[float], n_opinions: int, threshold: float, p_accept: float | None, missing: str | None
-) -> Decision:
+) -> PanelVerdict:
     needed = n_opinions // 2 + 1
     # Accepted at any threshold up to the one that the last of the needed votes still reaches.
     score = sorted(values, reverse=True)[needed - 1] if len(values) >= needed else 0.0
     n_accept = sum(value >= threshold for value in values)
     if n_accept >= needed:
-        return Decision(ACCEPT, p_accept, score, "most judges accept")
+        return PanelVerdict(ACCEPT, p_accept, score, "most judges accept")
     if len(values) - n_accept >= needed:
-        return Decision(REJECT, p_accept, score, "most judges reject")
-    return Decision(UNJUDGED, p_accept, None, missing or "the judges are split")
+        return PanelVerdict(REJECT, p_accept, score, "most judges reject")
+    return PanelVerdict(UNJUDGED, p_accept, None, missing or "the judges are split")

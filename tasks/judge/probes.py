@@ -16,7 +16,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 from tasks.artifacts.digest import digest_of, stable_rng, stable_seed
-from tasks.judge.rubrics import Case
+from tasks.judge.rubrics import JudgeCase
 from tasks.measures.answers import abstains, choice_letter, contains, final_number, normalise, token_recall
 from tasks.tables.aligned import training_batches
 
@@ -33,7 +33,7 @@ _SAME_WORDS = 0.8  # token recall from which two answers may mean the same
 Row = dict[str, Any]  # Any: values of a row of `examples`
 
 
-class Probe(NamedTuple):
+class JudgeProbe(NamedTuple):
     """An answer whose verdict is known.
 
     Attributes:
@@ -44,7 +44,7 @@ class Probe(NamedTuple):
     kind: str
     example_id: str
     acceptable: bool
-    case: Case
+    case: JudgeCase
 
 
 Maker = Callable[[Row, Sequence[Row], Random], str | None]
@@ -64,14 +64,14 @@ def draw(examples: Path, n: int, *, seed: int, tasks: Container[str] | None = No
     return heapq.nsmallest(n, found(), key=lambda row: (stable_seed(seed, row["example_id"]), row["example_id"]))
 
 
-def make_probes(rows: Sequence[Row], n: int, *, seed: int, phrases: Sequence[str]) -> list[Probe]:
+def make_probes(rows: Sequence[Row], n: int, *, seed: int, phrases: Sequence[str]) -> list[JudgeProbe]:
     """At most n probes, every second one acceptable, the kinds about equally often.
 
     Args:
         phrases: What marks a refusal.
     """
     used: Counter[str] = Counter()
-    made: dict[str, Probe] = {}
+    made: dict[str, JudgeProbe] = {}
     for turn in range(len(_ACCEPTABLE) + len(_NOT_ACCEPTABLE)):
         for place, row in enumerate(rows):
             if len(made) >= n:
@@ -87,18 +87,18 @@ def make_probes(rows: Sequence[Row], n: int, *, seed: int, phrases: Sequence[str
     return list(made.values())
 
 
-def _probe(kind: str, maker: Maker, row: Row, rows: Sequence[Row], seed: int, *, acceptable: bool) -> Probe | None:
+def _probe(kind: str, maker: Maker, row: Row, rows: Sequence[Row], seed: int, *, acceptable: bool) -> JudgeProbe | None:
     candidate = maker(row, rows, stable_rng(seed, row["example_id"], kind))
     if candidate is None:
         return None
-    case = Case(
+    case = JudgeCase(
         row["task"], row["question"], row["document"], row["golds"], row["answerable"], candidate, row["dialogue"]
     )  # fmt: skip
     probe_id = digest_of([row["example_id"], candidate])[:32]
-    return Probe(probe_id, kind, row["example_id"], acceptable, case)
+    return JudgeProbe(probe_id, kind, row["example_id"], acceptable, case)
 
 
-def _is_certain(probe: Probe, phrases: Sequence[str]) -> bool:
+def _is_certain(probe: JudgeProbe, phrases: Sequence[str]) -> bool:
     """Whether an answer meant as a refusal is one to the recipe, and one meant as an answer is none."""
     is_refusal = probe.kind in ("refused", "refusal_reworded")
     if not probe.case.candidate or (probe.case.answerable is None and not is_refusal):

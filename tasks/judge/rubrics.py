@@ -14,16 +14,18 @@ from typing import NamedTuple
 
 from tasks.engines import Message
 from tasks.judge.neutral import neutral
-from tasks.templates import Kind
+from tasks.templates import TemplateFolder
 
-_BY_TASK = {"grounded_qa": "grounded-qa.v1", "open": "open.v1", "number": "number.v1", "multiple_choice": "open.v1"}
-_RUBRICS = Kind(
+_BY_TASK = {
+    "grounded_qa": "grounded-qa.v1", "open": "open.v1", "number": "number.v1", "multiple_choice": "open.v1",
+}  # fmt: skip
+RUBRICS = TemplateFolder(
     Path(__file__).parent / "rubrics", "judge.llm.rubric",
-    ("question", "dialogue", "document", "golds", "gold", "candidate", "answerable", "reasoning"),
+    ("question", "dialogue", "document", "golds", "gold", "candidate", "answerable", "reasoning"), _BY_TASK,
 )  # fmt: skip
 
 
-class Case(NamedTuple):
+class JudgeCase(NamedTuple):
     """Something to judge. A column of the same name in `examples` holds each but the candidate."""
 
     task: str
@@ -39,24 +41,23 @@ def rubric_texts(rubric: str | None) -> dict[str, str]:
     """The text of the rubric for each task.
 
     Raises:
-        DataError: It is neither a shipped name nor a text file, or not a template.
+        DataError: It is neither a shipped name nor a text file, it is not a template, or it uses an unknown variable.
     """
-    texts = {name: _RUBRICS.text(name) for name in {rubric or name for name in _BY_TASK.values()}}
-    return {task: texts[rubric or name] for task, name in _BY_TASK.items()}
+    return {task: RUBRICS.text(rubric or name) for task, name in RUBRICS.by_task.items()}
 
 
 class Rubrics:
     """The rubric of each task, ready to render."""
 
     def __init__(self, texts: Mapping[str, str], *, reasoning: bool) -> None:
-        self._templates = {task: _RUBRICS.ready(text, f"the rubric of {task}") for task, text in texts.items()}
+        self._templates = {task: RUBRICS.compiled(text, f"the rubric of {task}") for task, text in texts.items()}
         self._reasoning = reasoning
 
-    def prompt(self, case: Case) -> str:
+    def prompt(self, case: JudgeCase) -> str:
         """What a judge is asked, as one user message: many chat templates know no system role.
 
         Raises:
-            DataError: The rubric uses a variable that it is not given, or does what the sandbox forbids.
+            DataError: The rubric does what the sandbox forbids, or fails on this case.
         """
         golds = [neutral(gold) for gold in case.golds]
         return self._templates[case.task].render(

@@ -19,7 +19,7 @@ from tasks.config import AbstentionConfig, EngineConfig, JudgeConfig, LlmJudgeCo
 from tasks.errors import StepError
 from tasks.judge.asking import CASES
 from tasks.judge.panel import outside
-from tasks.judge.rubrics import Case, Rubrics
+from tasks.judge.rubrics import JudgeCase, Rubrics
 from tasks.judge.rules import ACCEPT, REJECT, UNJUDGED, Candidate, Verdict, first_rule, undecided
 from tasks.running.process import one_process
 from tasks.running.step import Context, step
@@ -28,8 +28,8 @@ from tasks.tables.aligned import GRAIN, tables_of, training_batches, with_matche
 from tasks.tables.spool import spool, spooled
 
 if TYPE_CHECKING:
-    from tasks.judge.audit import Seen
-    from tasks.judge.hearing import Hearing
+    from tasks.judge.audit import AnswerTally
+    from tasks.judge.panel_session import PanelSession
 
 Row = dict[str, Any]  # Any: values of a table's row
 
@@ -117,17 +117,17 @@ def _judge_by_models(
     known: Path, answers: Path, ruled: Path, tasks: frozenset[str],
 ) -> None:  # fmt: skip
     # scipy takes a second to import: not for `ssr --help`, nor for loading a deployment.
-    from tasks.judge import audit, hearing
+    from tasks.judge import audit, panel_session
 
     cases = ctx.work / "cases.parquet"
-    n_cases = spool(_cases(known, answers, ruled, hearing.rubrics(config)), cases, CASES)
-    probes = hearing.probes_for(known, config, abstention.phrases, tasks=tasks)
-    heard = hearing.hear(ctx, config, engine, cases=cases, n_cases=n_cases, probes=probes)
-    seen: dict[str, Seen] = {}
-    _write(ctx, _after_hearing(heard, ruled, seen))
+    n_cases = spool(_cases(known, answers, ruled, panel_session.rubrics(config)), cases, CASES)
+    probes = panel_session.probes_for(known, config, abstention.phrases, tasks=tasks)
+    session = panel_session.ask_panel(ctx, config, engine, cases=cases, n_cases=n_cases, probes=probes)
+    seen: dict[str, AnswerTally] = {}
+    _write(ctx, _with_models(session, ruled, seen))
     if probes:
-        hearing.write_audit(ctx.out / "audit.parquet", heard.probes)
-        ctx.facts["audit"] = audit.summary(heard.probes, seen, config, fell_short=heard.fell_short)
+        panel_session.write_audit(ctx.out / "audit.parquet", session.probes)
+        ctx.facts["audit"] = audit.summary(session.probes, seen, config, fell_short=session.fell_short)
     n_left = sum(one.unjudged for one in seen.values())
     ctx.counts |= {"llm.asked": n_cases, "llm.unjudged": n_left, "audit.probes": len(probes)}
     if n_left > config.max_unjudged_share * n_cases:
@@ -144,21 +144,21 @@ def _cases(known: Path, answers: Path, ruled: Path, render: Rubrics) -> Iterator
     pairs = _pairs(known, answers, ["task", "question", "dialogue", "document", "golds", "answerable"])
     left = (pair for pair, verdict in zip(pairs, decided, strict=True) if verdict is None)
     for place, (example, output) in enumerate(left):
-        known_of_it = {name: example[name] for name in Case._fields if name in example}
-        yield {"place": place, "prompt": render.prompt(Case(**known_of_it, candidate=output["text"]))}
+        known_of_it = {name: example[name] for name in JudgeCase._fields if name in example}
+        yield {"place": place, "prompt": render.prompt(JudgeCase(**known_of_it, candidate=output["text"]))}
 
 
-def _after_hearing(heard: Hearing, ruled: Path, seen: dict[str, Seen]) -> Iterator[Row]:
+def _with_models(session: PanelSession, ruled: Path, seen: dict[str, AnswerTally]) -> Iterator[Row]:
     """Rows of `verdicts`; what the models decided is counted in `seen`, by class of answerability."""
-    from tasks.judge.audit import Seen, answerability
+    from tasks.judge.audit import AnswerTally, answerability
 
-    decisions, n_judges = heard.decisions(), len(heard.judges)
+    decisions, n_judges = session.decisions(), len(session.judges)
     by = "llm" if n_judges == 1 else f"llm:{n_judges} judges"
     for row in spooled(ruled):
         if verdict := _ruled(row):
             yield _row(row, verdict)
             continue
         decision = next(decisions)
-        seen.setdefault(answerability(row["answerable"]), Seen()).add(decision)
+        seen.setdefault(answerability(row["answerable"]), AnswerTally()).add(decision)
         decided_by = None if decision.verdict == UNJUDGED else by
         yield _row(row, Verdict(decision.verdict, decided_by, decision.reason), decision.p_accept)

@@ -13,8 +13,8 @@ import toy
 from tasks.artifacts.store import Store, open_store
 from tasks.config import AbstentionConfig, EngineConfig, JudgeConfig, ModelConfig, RewriteConfig, parse_recipe
 from tasks.errors import DataError, StepError
-from tasks.generate import Judged, count_rewrites, rewrite
-from tasks.generate.prompts import REWRITES, rewrite_prompt
+from tasks.generate import JudgedOutputs, count_rewrites, rewrite
+from tasks.generate.rewrite import TEMPLATES, rewrite_prompt
 from tasks.judge import judge
 from tasks.running.step import Planned
 
@@ -93,16 +93,16 @@ def test_a_prompt_that_is_too_long_stays_a_row_with_its_problem(store, tiny_mode
 
 @pytest.mark.slow
 def test_rewrites_can_be_counted_before_they_are_paid_for(store, tiny_model):
-    def count(judged: Judged | None) -> tuple[int, int]:
+    def count(judged: JudgedOutputs | None) -> tuple[int, int]:
         return count_rewrites(store, planned_model, ENGINE, RewriteConfig(max_new_tokens=4), examples, judged)
 
     planned, planned_model = plan(store, tiny_model, **ANSWERS), ModelConfig(base=str(tiny_model))
     examples, outputs, verdicts = (
         store.fetch(planned.inputs[name]) / f"{name}.parquet" for name in ("examples", "outputs", "verdicts")
     )
-    assert count(Judged(outputs, verdicts)) == (3, 3)
+    assert count(JudgedOutputs(outputs, verdicts)) == (3, 3)
     planned.execute(store)
-    assert count(Judged(outputs, verdicts)) == (3, 0)
+    assert count(JudgedOutputs(outputs, verdicts)) == (3, 0)
     assert count(None) == (4, 1)
 
 
@@ -110,7 +110,7 @@ def test_the_gold_and_the_last_message_go_in_as_values_and_earlier_turns_stay():
     messages = [
         {"role": "system", "content": "Be brief."}, {"role": "user", "content": "{{ gold }}?"},
     ]  # fmt: skip
-    system, asked = rewrite_prompt(REWRITES.load("rewrite.v1"), messages, "{% raw %} Rome")
+    system, asked = rewrite_prompt(TEMPLATES.load("rewrite.v1"), messages, "{% raw %} Rome")
     assert system == messages[0]
     assert asked["role"] == "user"
     assert "Request:\n{{ gold }}?\n" in asked["content"]
@@ -126,15 +126,15 @@ def test_the_gold_and_the_last_message_go_in_as_values_and_earlier_turns_stay():
 )
 def test_a_template_that_asks_for_more_is_refused(text, message):
     with pytest.raises(DataError, match=message):
-        rewrite_prompt(REWRITES.ready(text, "mine.txt"), [{"role": "user", "content": "Q?"}], "gold")
+        rewrite_prompt(TEMPLATES.compiled(text, "mine.txt"), [{"role": "user", "content": "Q?"}], "gold")
 
 
 def test_a_template_that_is_none_is_refused_before_anything_runs(tmp_path):
     with pytest.raises(DataError, match=r"no template of this name, nor a text file\. Set it to one of rewrite\.v1"):
-        REWRITES.text("rewrite.v9")
+        TEMPLATES.text("rewrite.v9")
     (tmp_path / "bad.txt").write_text("{{ gold")
     with pytest.raises(DataError, match="line 1: not a Jinja template"):
-        REWRITES.text(str(tmp_path / "bad.txt"))
+        TEMPLATES.text(str(tmp_path / "bad.txt"))
 
 
 def test_the_text_of_the_template_is_part_of_the_step_s_identity(tmp_path, store, monkeypatch):

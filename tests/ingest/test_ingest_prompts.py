@@ -7,7 +7,8 @@ import pytest
 from tasks.config import DataConfig
 from tasks.errors import DataError
 from tasks.ingest import ingest
-from tasks.ingest.prompts import _BY_READER, _BY_TASK, _FOLDER
+from tasks.ingest.example_prompts import PROMPTS
+from tasks.readers import TASKS, reader_names, reader_of
 
 ROW = {"question": "Who?", "answer": "Ada"}
 
@@ -19,8 +20,10 @@ def prompt_of(found) -> str:
     return message["content"]
 
 
-def test_every_default_template_is_shipped():
-    assert {*_BY_TASK.values(), *_BY_READER.values()} == {path.stem for path in _FOLDER.glob("*.txt")}
+def test_every_default_template_is_shipped_and_every_task_has_one():
+    of_readers = {reader_of(name).prompt for name in reader_names()} - {None}
+    assert {*PROMPTS.by_task.values(), *of_readers} == set(PROMPTS.shipped())
+    assert set(PROMPTS.by_task) == set(TASKS)
 
 
 def test_a_template_of_the_users_own_is_used(run, write):
@@ -55,7 +58,9 @@ def test_an_unknown_template_is_refused_while_planning_with_the_known_ones(write
     ("template", "message"),
     [
         (b"{{ question", "line 1: not a Jinja template"),
-        (b"{{ context }}", "'context' is undefined. It may use question, document, history"),
+        (b"{{ context }}", "there is no variable 'context'. It may use question, document, history and refusal."),
+        (b"{{ documents }}", "there is no variable 'documents'. Did you mean 'document'?"),
+        (b"{% for turn in history %}{{ turn.content }}{% endfor %}{{ question.text }}", "no attribute 'text'"),
         (b"{{ question.__class__.__mro__ }}", "unsafe"),
         (b"\xff", "no template of this name, nor a text file"),
     ],

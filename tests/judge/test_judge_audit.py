@@ -12,11 +12,11 @@ from fake_judge import Asked, plan, verdicts
 from tasks.artifacts.digest import stable_rng
 from tasks.config import LlmJudgeConfig
 from tasks.errors import StepError
-from tasks.judge.audit import THRESHOLDS, Judged, Seen, expected_wrong, precision_of, shortfall, summary
-from tasks.judge.hearing import TOO_IMPRECISE
-from tasks.judge.panel import Decision
-from tasks.judge.probes import Probe
-from tasks.judge.rubrics import Case
+from tasks.judge.audit import THRESHOLDS, AnswerTally, JudgedProbe, expected_wrong, precision_of, shortfall, summary
+from tasks.judge.panel import PanelVerdict
+from tasks.judge.panel_session import TOO_IMPRECISE
+from tasks.judge.probes import JudgeProbe
+from tasks.judge.rubrics import JudgeCase
 from tasks.measures.answers import contains
 from tasks.measures.statistics import wilson
 from tasks.tables.schema import AUDIT, read_table
@@ -251,9 +251,9 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_should():
     assert hits >= 0.93 * n_trials
 
 
-def judged(acceptable: bool, verdict: str, n: int, *, answerable: bool | None = None) -> list[Judged]:
-    probe = Probe("p", "wrapped", "a", acceptable, Case("open", "Q", None, ["G"], answerable, "C"))
-    return [Judged(probe, Decision(verdict, None, None, ""))] * n
+def judged(acceptable: bool, verdict: str, n: int, *, answerable: bool | None = None) -> list[JudgedProbe]:
+    probe = JudgeProbe("p", "wrapped", "a", acceptable, JudgeCase("open", "Q", None, ["G"], answerable, "C"))
+    return [JudgedProbe(probe, PanelVerdict(verdict, None, None, ""))] * n
 
 
 CONFIG = LlmJudgeConfig.model_validate({"judges": [{"model": {"base": "x"}}]})
@@ -279,7 +279,7 @@ def test_classes_with_rates_of_their_own_are_added_up():
         *judged(True, "accept", 50, answerable=False), *judged(False, "reject", 25, answerable=False),
         *judged(False, "accept", 25, answerable=False),
     ]  # fmt: skip
-    seen = {"answerable": Seen(80, 20), "unanswerable": Seen(75, 25)}
+    seen = {"answerable": AnswerTally(80, 20), "unanswerable": AnswerTally(75, 25)}
     everything, answerable, unanswerable = summary(found, seen, CONFIG, fell_short=None)["classes"]
     assert answerable["wrong_accepted_answers"]["value"] == 0
     assert unanswerable["wrong_accepted_answers"]["value"] == pytest.approx(25)

@@ -17,8 +17,9 @@ from tasks.errors import DataError, StepError
 from tasks.judge.asking import ASK_VERDICT
 from tasks.judge.panel import decide
 from tasks.judge.replies import Opinion
-from tasks.judge.rubrics import Case, Rubrics, rubric_texts
+from tasks.judge.rubrics import JudgeCase, Rubrics, rubric_texts
 from tasks.lab import judging
+from tasks.readers import TASKS
 
 EXAMPLES = [toy.example(key) for key in "abcd"]
 # The rules decide a (right) and d (nothing there); b and c are left.
@@ -348,15 +349,23 @@ def test_a_rubric_that_is_not_there_is_named_before_anything_runs(store, fake):
         plan(store, EXAMPLES, OUTPUTS, {"rubric": "none"})
 
 
-def test_a_rubric_that_uses_what_it_is_not_given_is_refused(store, fake, tmp_path):
+def test_a_misspelt_variable_of_a_rubric_is_refused_while_the_run_is_planned(store, fake, tmp_path):
     fake(by_words)
-    (tmp_path / "mine.txt").write_text("{{ secret }}")
-    with pytest.raises(DataError, match="It may use question, dialogue, document"):
-        plan(store, EXAMPLES, OUTPUTS, {"rubric": str(tmp_path / "mine.txt")}).execute(store)
+    (tmp_path / "mine.txt").write_text(
+        "{% for gold in golds %}{{ gold }}{% endfor %}{% if false %}{{ candidat }}{% endif %}"
+    )
+    with pytest.raises(
+        DataError, match=r"mine\.txt: there is no variable 'candidat'\. Did you mean 'candidate'\? It may use question,"
+    ):
+        plan(store, EXAMPLES, OUTPUTS, {"rubric": str(tmp_path / "mine.txt")})
+
+
+def test_every_task_has_a_rubric():
+    assert set(rubric_texts(None)) == set(TASKS)
 
 
 def test_the_lab_s_judge_is_asked_in_the_words_that_it_was_taught():
     rubrics = Rubrics(rubric_texts("lab.v1"), reasoning=False)
     for taught in islice(judging.cases(0), 300):
-        case = Case("grounded_qa", taught.question, taught.document, [taught.gold], None, taught.candidate)
+        case = JudgeCase("grounded_qa", taught.question, taught.document, [taught.gold], None, taught.candidate)
         assert rubrics.prompt(case) == taught.prompt

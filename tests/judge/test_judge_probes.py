@@ -10,7 +10,7 @@ import pytest
 import toy
 
 from tasks.config import AbstentionConfig
-from tasks.judge.probes import Probe, draw, make_probes
+from tasks.judge.probes import JudgeProbe, draw, make_probes
 from tasks.measures.answers import abstains, final_number
 
 PHRASES = AbstentionConfig().phrases
@@ -30,7 +30,7 @@ ROWS = [grounded(i) for i in range(30)]
 SUMS = [toy.example(f"{i:03}", task="number", golds=[f"It is\n#### {i // 2}", str(i // 2)]) for i in range(20)]
 
 
-def made(rows: list[toy.Row], n: int = 60, **options: Any) -> list[Probe]:
+def made(rows: list[toy.Row], n: int = 60, **options: Any) -> list[JudgeProbe]:
     return make_probes(rows, n, seed=0, phrases=PHRASES, **options)
 
 

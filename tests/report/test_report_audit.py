@@ -11,17 +11,19 @@ import pytest
 from toy_run import ATTACK, Run
 
 from tasks.config import LlmJudgeConfig
-from tasks.judge.audit import Judged, Seen, summary
-from tasks.judge.panel import Decision
-from tasks.judge.probes import Probe
-from tasks.judge.rubrics import Case
+from tasks.judge.audit import AnswerTally, JudgedProbe, summary
+from tasks.judge.panel import PanelVerdict
+from tasks.judge.probes import JudgeProbe
+from tasks.judge.rubrics import JudgeCase
 from tasks.tables.schema import VERDICTS
 
 
-def probes(acceptable: bool, verdict: str, n: int, *, answerable: bool = True, kind: str = "wrapped") -> list[Judged]:
+def probes(
+    acceptable: bool, verdict: str, n: int, *, answerable: bool = True, kind: str = "wrapped"
+) -> list[JudgedProbe]:
     score = {"accept": 0.9, "reject": 0.1, "unjudged": None}[verdict]
-    probe = Probe("p", kind, "a", acceptable, Case("grounded_qa", "Q", "D", ["G"], answerable, "C"))
-    return [Judged(probe, Decision(verdict, score, score, ""))] * n
+    probe = JudgeProbe("p", kind, "a", acceptable, JudgeCase("grounded_qa", "Q", "D", ["G"], answerable, "C"))
+    return [JudgedProbe(probe, PanelVerdict(verdict, score, score, ""))] * n
 
 
 JUDGED = [
@@ -33,7 +35,9 @@ JUDGED = [
 
 def audit(min_precision: float | None = None, fell_short: str | None = None, **changes: Any) -> dict[str, Any]:
     llm = {"judges": [{"model": {"base": "x"}}], "audit": {"min_precision": min_precision}}
-    found = summary(JUDGED, {"answerable": Seen(60, 40)}, LlmJudgeConfig.model_validate(llm), fell_short=fell_short)
+    found = summary(
+        JUDGED, {"answerable": AnswerTally(60, 40)}, LlmJudgeConfig.model_validate(llm), fell_short=fell_short
+    )
     return json.loads(json.dumps(found)) | changes
 
 

@@ -7,13 +7,12 @@ Not covered: Doc2Dial's older layout, and narrowing a document down to the refer
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from tasks.errors import DataError
-from tasks.ingest.files import DataFile
-from tasks.ingest.formats import whole_json
-from tasks.ingest.raw import Dropped, Message, RawExample, Record, member, text_member
+from tasks.readers.registry import Dropped, Message, RawExample, RawRecord, ReaderInput, reader
+from tasks.readers.values import member, text_member
 
 _OF = "MultiDoc2Dial"
 _ROLES = {"user": "user", "agent": "assistant"}
@@ -21,24 +20,27 @@ _ROLES = {"user": "user", "agent": "assistant"}
 Documents = dict[str, str]
 
 
-def md2d(dialogues: Iterable[DataFile], documents: Iterable[DataFile]) -> Iterator[RawExample | Dropped]:
+@reader(
+    "md2d", title=_OF, task="grounded_qa", settings=("path", "documents"), prompt="grounded-dialogue.v1",
+    files="The official JSON of dialogues; `documents` is that of the documents",
+)  # fmt: skip
+def md2d(source: ReaderInput) -> Iterator[RawExample | Dropped]:
     """The agent's turns: gold = the utterance, document = the whole text of what it refers to, group = document id."""
-    texts = {doc_id: text for file in documents for doc_id, text in _documents(whole_json(file))}
-    for file in dialogues:
-        record = whole_json(file)
+    texts = {doc_id: text for record in source.documents for doc_id, text in _documents(record)}
+    for record in source.records:
         for domain, listed in member(record.value, "dial_data", record, dict, of=_OF).items():
             for dialogue in member({domain: listed}, domain, record, list, of=_OF):
                 dial_id = dialogue.get("dial_id", "?") if isinstance(dialogue, dict) else "?"
                 yield from _agent_turns(dialogue, texts, record._replace(place=f"dialogue {dial_id}"))
 
 
-def _documents(record: Record) -> Iterator[tuple[str, str]]:
+def _documents(record: RawRecord) -> Iterator[tuple[str, str]]:
     for domain, listed in member(record.value, "doc_data", record, dict, of=f"{_OF} documents").items():
         for doc_id in member({domain: listed}, domain, record, dict, of=f"{_OF} documents"):
             yield doc_id, text_member(listed[doc_id], "doc_text", record._replace(place=doc_id), of=f"{_OF} documents")
 
 
-def _agent_turns(dialogue: Any, texts: Documents, record: Record) -> Iterator[RawExample | Dropped]:  # Any: JSON
+def _agent_turns(dialogue: Any, texts: Documents, record: RawRecord) -> Iterator[RawExample | Dropped]:  # Any: JSON
     history: list[Message] = []
     for turn in member(dialogue, "turns", record, list, of=_OF):
         role = text_member(turn, "role", record, of=_OF)
@@ -51,7 +53,7 @@ def _agent_turns(dialogue: Any, texts: Documents, record: Record) -> Iterator[Ra
 
 
 def _agent_turn(
-    turn: Any, utterance: str, history: list[Message], texts: Documents, record: Record
+    turn: Any, utterance: str, history: list[Message], texts: Documents, record: RawRecord
 ) -> RawExample | Dropped:  # Any: a JSON value
     references = member(turn, "references", record, list, of=_OF)
     doc_ids = list(dict.fromkeys(text_member(reference, "doc_id", record, of=_OF) for reference in references))

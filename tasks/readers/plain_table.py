@@ -2,69 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tasks.config import FieldsConfig
 from tasks.errors import DataError
-from tasks.ingest.raw import Dropped, Message, RawExample, Record, as_bool, as_text, as_texts
+from tasks.readers.registry import Dropped, Message, RawExample, RawRecord, ReaderInput, reader
+from tasks.readers.values import as_bool, as_text, as_texts
 
 _ROLES = ("system", "user", "assistant")
 _ABSENT = object()
 
+Columns = Mapping[str, str | None]
 
-def rows(records: Iterable[Record], fields: FieldsConfig, *, key: str) -> Iterator[RawExample | Dropped]:
+
+@reader(
+    "rows", title="Plain table", task=None, files="JSONL, JSON, CSV or Parquet with the columns that `fields` names",
+    settings=("path", "hub", "fields"),
+)  # fmt: skip
+def rows(source: ReaderInput) -> Iterator[RawExample | Dropped]:
     """One example a record.
-
-    Args:
-        key: Where `fields` stands in the recipe, for messages.
 
     Raises:
         DataError: The first record of a file lacks a mapped column, or a value is of the wrong type. A column that
             only later records lack counts as null there, as JSONL leaves nulls out.
     """
     path = None
-    for record in records:
+    for record in source.records:
         if not isinstance(record.value, dict):
             raise DataError(
                 f"{record.where}: expected an object, found {type(record.value).__name__}. Correct this row."
             )
         if record.path != path:
             path = record.path
-            _check_columns(record, fields, key)
-        yield _example(record, fields)
+            _check_columns(record, source)
+        yield _example(record, source.columns)
 
 
-def _check_columns(record: Record, fields: FieldsConfig, key: str) -> None:
-    answerable = fields.answerable and as_bool(_at(record, fields.answerable), record, fields.answerable)
-    for field, column in fields.model_dump().items():
+def _check_columns(record: RawRecord, source: ReaderInput) -> None:
+    is_chat = source.columns["messages"] is not None
+    answerable = as_bool(*_value(record, source.columns["answerable"]))
+    for field, column in source.columns.items():
         # A chat replaces the question and may bring its answer; an unanswerable row needs none.
-        optional = field in ("question", "answer") if fields.messages else field == "answer" and answerable is False
+        optional = field in ("question", "answer") if is_chat else field == "answer" and answerable is False
         if column is not None and not optional and _find(record.value, column) is _ABSENT:
             found = ", ".join(map(str, record.value))
-            raise DataError(f"{record.path}: no column {column!r} (found {found}). Map it: {key}.{field}=<column>")
+            raise DataError(
+                f"{record.path}: no column {column!r} (found {found}). Map it: {source.key}.fields.{field}=<column>"
+            )
 
 
-def _example(record: Record, fields: FieldsConfig) -> RawExample:
-    golds = as_texts(_at(record, fields.answer), record, fields.answer)
-    question = as_text(_at(record, fields.question), record, fields.question) or ""
-    messages = _chat(record, fields.messages) if fields.messages else None
+def _example(record: RawRecord, columns: Columns) -> RawExample:
+    golds = as_texts(*_value(record, columns["answer"]))
+    question = as_text(*_value(record, columns["question"])) or ""
+    messages = _chat(record, columns["messages"]) if columns["messages"] else None
     if messages and messages[-1]["role"] == "assistant":
         golds = golds or [messages[-1]["content"]]
         messages = messages[:-1]
     if messages:
         question = question or _last_user_text(messages, record)
-    incorrect = as_texts(_at(record, fields.incorrect), record, str(fields.incorrect))
     return RawExample(
-        question, as_text(_at(record, fields.document), record, str(fields.document)), messages, golds, incorrect,
-        as_bool(_at(record, fields.answerable), record, str(fields.answerable)),
-        as_text(_at(record, fields.group), record, str(fields.group)),
+        question, as_text(*_value(record, columns["document"])), messages, golds,
+        as_texts(*_value(record, columns["incorrect"])), as_bool(*_value(record, columns["answerable"])),
+        as_text(*_value(record, columns["group"])),
     )  # fmt: skip
 
 
-def _chat(record: Record, column: str) -> list[Message]:
+def _chat(record: RawRecord, column: str) -> list[Message]:
     """A chat, checked; empty where it is null."""
-    chat = _at(record, column)
+    chat, *_ = _value(record, column)
     if chat is None:
         return []
     if not isinstance(chat, list):
@@ -74,7 +79,7 @@ def _chat(record: Record, column: str) -> list[Message]:
     return [_message(message, f"{column}.{index}", record) for index, message in enumerate(chat)]
 
 
-def _message(message: Any, name: str, record: Record) -> Message:  # Any: a JSON value
+def _message(message: Any, name: str, record: RawRecord) -> Message:  # Any: a JSON value
     if not isinstance(message, dict) or message.get("role") not in _ROLES:
         role = message.get("role") if isinstance(message, dict) else message
         raise DataError(f"{record.where}: {name}: role {role!r} is none of {', '.join(_ROLES)}. Correct this chat.")
@@ -84,7 +89,7 @@ def _message(message: Any, name: str, record: Record) -> Message:  # Any: a JSON
     return {"role": message["role"], "content": as_text(content, record, name) or ""}
 
 
-def _last_user_text(messages: list[Message], record: Record) -> str:
+def _last_user_text(messages: list[Message], record: RawRecord) -> str:
     if messages[-1]["role"] != "user":
         raise DataError(
             f"{record.where}: the chat ends with {messages[-1]['role']}, not with the user. Correct this chat."
@@ -92,9 +97,10 @@ def _last_user_text(messages: list[Message], record: Record) -> str:
     return messages[-1]["content"]
 
 
-def _at(record: Record, column: str | None) -> Any:  # Any: a JSON value
+def _value(record: RawRecord, column: str | None) -> tuple[Any, RawRecord, str]:  # Any: a JSON value
+    """The value of a column, null where there is none, and what a message needs to say where it stands."""
     value = None if column is None else _find(record.value, column)
-    return None if value is _ABSENT else value
+    return None if value is _ABSENT else value, record, column or ""
 
 
 def _find(value: Any, column: str) -> Any:  # Any: JSON values

@@ -1,65 +1,16 @@
-"""What readers yield, and reading single values out of untrusted rows with errors that say where they stand."""
+"""Single values out of untrusted rows, with errors that say where they stand."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import Any
 
 from tasks.errors import DataError
-
-Message = dict[str, str]  # role, content
-
-
-class Record(NamedTuple):
-    """One row or JSON item as it was found.
-
-    Attributes:
-        place: Where in the file, e.g. `line 12`.
-    """
-
-    path: str
-    place: str
-    value: Any  # Any: JSON values from outside, checked by the reader
-
-    @property
-    def where(self) -> str:
-        return f"{self.path}:{self.place}"
+from tasks.readers.registry import RawRecord
 
 
-class RawExample(NamedTuple):
-    """An example before it has a prompt.
-
-    Attributes:
-        messages: A chat to keep as it is; None: the prompt is rendered from a template.
-        golds: As the dataset gives them; the refusal takes their place where `answerable` is false.
-        answerable: None: the dataset does not say.
-        group: What the row belongs to; None: it stands alone.
-        history: Turns of a dialogue up to the answer, for the template.
-        source, split, domain: Given by the row itself (lab only); None: by the recipe.
-    """
-
-    question: str
-    document: str | None
-    messages: list[Message] | None
-    golds: list[str]
-    incorrect: list[str]
-    answerable: bool | None
-    group: str | None
-    history: Sequence[Message] = ()
-    source: str | None = None
-    split: str | None = None
-    domain: str | None = None
-
-
-class Dropped(NamedTuple):
-    """A row that its reader leaves out; counted by reason."""
-
-    reason: str
-
-
-def as_text(value: Any, record: Record, name: str) -> str | None:  # Any: a JSON value
+def as_text(value: Any, record: RawRecord, name: str) -> str | None:  # Any: a JSON value
     """A text, or a number written as one; None for null and NaN.
 
     Raises:
@@ -81,7 +32,7 @@ def as_text(value: Any, record: Record, name: str) -> str | None:  # Any: a JSON
     return text
 
 
-def as_texts(value: Any, record: Record, name: str) -> list[str]:  # Any: a JSON value
+def as_texts(value: Any, record: RawRecord, name: str) -> list[str]:  # Any: a JSON value
     """A text, a list of them, or SQuAD's `{"text": [...]}`; distinct, in order, without blank ones."""
     if isinstance(value, dict) and "text" in value:
         value = value["text"]
@@ -91,14 +42,14 @@ def as_texts(value: Any, record: Record, name: str) -> list[str]:  # Any: a JSON
     return list(dict.fromkeys(text.strip() for text in texts if text and text.strip()))
 
 
-def as_list(value: Any, record: Record, name: str) -> list[Any]:  # Any: JSON values
+def as_list(value: Any, record: RawRecord, name: str) -> list[Any]:  # Any: JSON values
     """A list; empty for null."""
     if value is not None and not isinstance(value, list):
         raise _wrong_type(value, record, name, "a list")
     return value or []
 
 
-def as_bool(value: Any, record: Record, name: str) -> bool | None:  # Any: a JSON value
+def as_bool(value: Any, record: RawRecord, name: str) -> bool | None:  # Any: a JSON value
     """A truth value, also as 0/1 or in words as CSV has them; None for null and empty."""
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         return None
@@ -110,7 +61,7 @@ def as_bool(value: Any, record: Record, name: str) -> bool | None:  # Any: a JSO
     raise _wrong_type(value, record, name, "true or false")
 
 
-def member(value: Any, name: str, record: Record, kind: type, *, of: str) -> Any:  # Any: JSON values
+def member(value: Any, name: str, record: RawRecord, kind: type, *, of: str) -> Any:  # Any: JSON values
     """A member of an object in an official format.
 
     Args:
@@ -129,13 +80,13 @@ def member(value: Any, name: str, record: Record, kind: type, *, of: str) -> Any
     return value[name]
 
 
-def text_member(value: Any, name: str, record: Record, *, of: str) -> str:  # Any: JSON values
+def text_member(value: Any, name: str, record: RawRecord, *, of: str) -> str:  # Any: JSON values
     """A text in an official format; null counts as empty."""
     member(value, name, record, object, of=of)
     return as_text(value[name], record, name) or ""
 
 
-def _wrong_type(value: Any, record: Record, name: str, wanted: str) -> DataError:  # Any: a JSON value
+def _wrong_type(value: Any, record: RawRecord, name: str, wanted: str) -> DataError:  # Any: a JSON value
     shown = repr(value)
     shown = shown if len(shown) <= 80 else shown[:77] + "..."
     return DataError(

@@ -9,9 +9,9 @@ from pathlib import Path
 from tasks.config import EngineConfig, LlmJudgeConfig
 from tasks.errors import StepError
 from tasks.judge.asking import CASES, ask, opinions
-from tasks.judge.audit import Judged, shortfall
-from tasks.judge.panel import Decision, Judge, decide, panel
-from tasks.judge.probes import Probe, draw, make_probes
+from tasks.judge.audit import JudgedProbe, shortfall
+from tasks.judge.panel import Judge, PanelVerdict, decide, panel
+from tasks.judge.probes import JudgeProbe, draw, make_probes
 from tasks.judge.rubrics import Rubrics, rubric_texts
 from tasks.judge.rules import ACCEPT, UNJUDGED
 from tasks.running.step import Context
@@ -22,7 +22,7 @@ TOO_IMPRECISE = "the audit found the judge too imprecise"
 
 
 @dataclass(frozen=True)
-class Hearing:
+class PanelSession:
     """What the panel said of every case and probe.
 
     Attributes:
@@ -33,10 +33,10 @@ class Hearing:
     config: LlmJudgeConfig
     judges: list[Judge]
     n_cases: int
-    probes: list[Judged]
+    probes: list[JudgedProbe]
     fell_short: str | None
 
-    def decisions(self) -> Iterator[Decision]:
+    def decisions(self) -> Iterator[PanelVerdict]:
         """What the panel makes of each case, in order; a judge that fell short accepts nothing."""
         for said in opinions(self.ctx, self.judges, self.config, 0, self.n_cases):
             decision = decide(said, self.config)
@@ -52,7 +52,7 @@ def rubrics(config: LlmJudgeConfig) -> Rubrics:
 
 def probes_for(
     examples: Path, config: LlmJudgeConfig, phrases: Sequence[str], *, tasks: frozenset[str] | None = None
-) -> list[Probe]:
+) -> list[JudgeProbe]:
     """The probes of an audit, from training rows; none where the recipe wants no audit.
 
     Args:
@@ -64,9 +64,15 @@ def probes_for(
     return make_probes(rows, audit.n_probes, seed=audit.seed, phrases=phrases)
 
 
-def hear(
-    ctx: Context, config: LlmJudgeConfig, engine: EngineConfig, *, cases: Path, n_cases: int, probes: Sequence[Probe]
-) -> Hearing:
+def ask_panel(
+    ctx: Context,
+    config: LlmJudgeConfig,
+    engine: EngineConfig,
+    *,
+    cases: Path,
+    n_cases: int,
+    probes: Sequence[JudgeProbe],
+) -> PanelSession:
     """Ask the panel about the cases and, in the same session, about the probes.
 
     Raises:
@@ -78,7 +84,7 @@ def hear(
     judges = panel(ctx.store, config, engine, origin=ctx.ref["fingerprint"])
     ask(ctx, judges, [cases, ctx.work / "probes.parquet"], config)
     found = opinions(ctx, judges, config, n_cases, n_cases + len(probes))
-    judged = [Judged(probe, decide(said, config)) for probe, said in zip(probes, found, strict=True)]
+    judged = [JudgedProbe(probe, decide(said, config)) for probe, said in zip(probes, found, strict=True)]
     fell_short = shortfall(judged, config)
     if fell_short and config.audit.below == "stop":
         raise StepError(
@@ -86,10 +92,10 @@ def hear(
             "trained on such verdicts. Use a better judge or rubric, raise judge.llm.threshold, or set "
             "judge.llm.audit.below=gold. Replies are kept."
         )
-    return Hearing(ctx, config, judges, n_cases, judged, fell_short)
+    return PanelSession(ctx, config, judges, n_cases, judged, fell_short)
 
 
-def write_audit(path: Path, judged: Sequence[Judged]) -> None:
+def write_audit(path: Path, judged: Sequence[JudgedProbe]) -> None:
     """Write one row per probe."""
     rows: list[dict[str, object]] = [
         {

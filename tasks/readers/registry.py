@@ -1,0 +1,168 @@
+"""What a dataset reader is, and the register of all readers: each one is declared with `@reader` above its function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
+
+Task = Literal["grounded_qa", "open", "number", "multiple_choice"]
+TASKS: tuple[Task, ...] = get_args(Task)
+Setting = Literal["path", "hub", "fields", "documents", "lab_rows"]
+AUTO = "auto"  # the default of a recipe: a plain table
+Message = dict[str, str]  # role, content
+
+
+class RawRecord(NamedTuple):
+    """One row or JSON item as it was found.
+
+    Attributes:
+        place: Where in the file, e.g. `line 12`.
+    """
+
+    path: str
+    place: str
+    value: Any  # Any: JSON values from outside, checked by the reader
+
+    @property
+    def where(self) -> str:
+        """File and place, for messages."""
+        return f"{self.path}:{self.place}"
+
+
+class RawExample(NamedTuple):
+    """An example before it has a prompt.
+
+    Attributes:
+        messages: A chat to keep as it is; None: the prompt is rendered from a template.
+        golds: As the dataset gives them; the refusal takes their place where `answerable` is false.
+        answerable: None: the dataset does not say. Only rows of task grounded_qa keep it.
+        group: What the row belongs to; None: it stands alone.
+        history: Turns of a dialogue up to the answer, for the template.
+        source, split, domain: Given by the row itself (lab only); None: by the recipe.
+    """
+
+    question: str
+    document: str | None
+    messages: list[Message] | None
+    golds: list[str]
+    incorrect: list[str]
+    answerable: bool | None
+    group: str | None
+    history: Sequence[Message] = ()
+    source: str | None = None
+    split: str | None = None
+    domain: str | None = None
+
+
+class Dropped(NamedTuple):
+    """A row that its reader leaves out; rows are counted by reason."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class ReaderInput:
+    """What a reader is given of a source.
+
+    Attributes:
+        key: Where the source stands in the recipe, e.g. `data.sources.0`, for messages.
+        records: The rows of its files, or of its Hub dataset, in order.
+        documents: The same of the file in `documents`; empty where the reader does not take this setting.
+        columns: The recipe's `fields`: from what a row holds (question, answer, ...) to the column; None: no column.
+        n_rows, seed: How many rows to draw, for a reader that draws them itself.
+    """
+
+    key: str
+    records: Iterator[RawRecord]
+    documents: Iterator[RawRecord]
+    columns: Mapping[str, str | None]
+    n_rows: int
+    seed: int
+
+
+Read = Callable[[ReaderInput], Iterator[RawExample | Dropped]]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A declared reader.
+
+    Attributes:
+        name: The value of `reader` in a recipe.
+        title: The name of the format, for people.
+        files: One line: which files it reads.
+        task: The task of all its rows; None: the source's `task` says it.
+        settings: Settings of a source that have an effect with this reader. One that can be set but is not among
+            them is refused. `documents` is then needed. Without `path` and `hub`, it draws its rows itself.
+        prompt: The shipped prompt template of its rows; None: the one of their task.
+        version: Raise it when a reader that draws its rows itself draws others; None: it reads files.
+    """
+
+    name: str
+    title: str
+    files: str
+    task: Task | None
+    settings: tuple[Setting, ...]
+    prompt: str | None
+    version: int | None
+    read: Read
+
+    @property
+    def draws(self) -> bool:
+        """Whether it draws its rows itself, without files."""
+        return not {"path", "hub"} & set(self.settings)
+
+
+_READERS: dict[str, Reader] = {}
+
+
+def reader(
+    name: str, *, title: str, files: str, task: Task | None, settings: tuple[Setting, ...] = ("path", "hub"),
+    prompt: str | None = None, version: int | None = None,
+) -> Callable[[Read], Read]:  # fmt: skip
+    """Declare the function below as a reader; see `Reader` for the arguments.
+
+    Raises:
+        ValueError: The name is taken, or a part of the declaration is missing or unknown.
+    """
+
+    def declare(read: Read) -> Read:
+        _check(Reader(name, title, files, task, settings, prompt, version, read))
+        return read
+
+    return declare
+
+
+def _check(found: Reader) -> None:
+    """Add a reader to the register, unless its declaration has a mistake."""
+    where = f"reader {found.name!r} in {found.read.__module__}"
+    if found.name in (AUTO, *_READERS):
+        raise ValueError(f"{where}: there is a reader of this name already. Choose another name.")
+    if not found.title.strip() or not found.files.strip():
+        raise ValueError(f"{where}: title or files is empty. Name the format, and say which files it reads.")
+    if found.task is not None and found.task not in TASKS:
+        raise ValueError(f"{where}: unknown task {found.task!r}. Use one of {', '.join(TASKS)}, or None: the recipe's.")
+    if unknown := set(found.settings) - set(get_args(Setting)):
+        known = ", ".join(get_args(Setting))
+        raise ValueError(f"{where}: unknown settings {', '.join(sorted(unknown))}. Known are {known}.")
+    if found.draws != (found.version is not None):
+        raise ValueError(f"{where}: give a version exactly where the reader draws its rows, without path and hub.")
+    _READERS[found.name] = found
+
+
+def reader_names() -> list[str]:
+    """The values that `reader` of a source may have."""
+    return [AUTO, *sorted(_READERS)]
+
+
+def reader_of(name: str) -> Reader:
+    """The reader of this name.
+
+    Raises:
+        ValueError: There is none; the message names those that there are.
+    """
+    found = _READERS.get("rows" if name == AUTO else name)
+    if found is None:
+        raise ValueError(f"there is no reader {name!r}. Use one of {', '.join(reader_names())}.")
+    return found

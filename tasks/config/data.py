@@ -8,12 +8,17 @@ from pydantic import AfterValidator, Field, model_validator
 from pydantic.config import JsonDict
 
 from tasks.config.section import RUNTIME, Section
-from tasks.readers import Task, reader_names, reader_of
+from tasks.readers import AUTO, Task, reader_names, reader_of
 
 
 def _declared(name: str) -> str:
     reader_of(name)  # refuses an unknown name
     return name
+
+
+def _described_readers() -> str:
+    found = [reader_of(name) for name in reader_names() if name != AUTO]
+    return "; ".join(f"{one.name}: {one.title} ({one.files})" for one in found)
 
 
 def _list_readers(schema: JsonDict) -> None:
@@ -54,7 +59,7 @@ class SourceConfig(Section):
     hub_config: str | None = Field(default=None, description="Configuration of the Hub dataset")
     hub_split: str = Field(default="train", description="Split of the Hub dataset")
     revision: str | None = Field(default=None, description="Hub revision; a commit id pins it")
-    reader: ReaderName = Field(default="auto", description="Format of the rows; auto: a plain table")
+    reader: ReaderName = Field(default="auto", description=f"Format of the rows. auto: as rows; {_described_readers()}")
     documents: str | None = Field(
         default=None, description="MultiDoc2Dial: the documents file", json_schema_extra=RUNTIME
     )

@@ -8,6 +8,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from tasks.readers.registry import (
+    AUTO,
     TASKS,
     Dropped,
     Message,
@@ -22,6 +23,7 @@ from tasks.readers.registry import (
 )
 
 __all__ = [
+    "AUTO",
     "TASKS",
     "Dropped",
     "Message",

@@ -10,7 +10,7 @@ from tasks.readers.values import text_member
 _GSM8K = "GSM8K"
 
 
-@reader("gsm8k", title=_GSM8K, task="number", files="The official JSONL, or its rows on the Hub")
+@reader("gsm8k", title=_GSM8K, task="number", files="the official JSONL, or its rows on the Hub")
 def gsm8k(source: ReaderInput) -> Iterator[RawExample | Dropped]:
     """GSM8K: golds are the worked answer, which becomes the target, and the number after `####`."""
     for record in source.records:

@@ -9,7 +9,7 @@ from tasks.readers.registry import Dropped, RawExample, ReaderInput, reader
 
 
 @reader(
-    "lab", title="The lab", task="grounded_qa", files="None: it draws questions about a small made-up world",
+    "lab", title="the lab", task="grounded_qa", files="no files: it draws questions about a small made-up world",
     settings=("lab_rows",), prompt="lab.v1", version=VERSION,
 )  # fmt: skip
 def lab(source: ReaderInput) -> Iterator[RawExample | Dropped]:

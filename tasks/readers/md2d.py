@@ -22,7 +22,7 @@ Documents = dict[str, str]
 
 @reader(
     "md2d", title=_OF, task="grounded_qa", settings=("path", "documents"), prompt="grounded-dialogue.v1",
-    files="The official JSON of dialogues; `documents` is that of the documents",
+    files="the official JSON of dialogues, with that of the documents in `documents`",
 )  # fmt: skip
 def md2d(source: ReaderInput) -> Iterator[RawExample | Dropped]:
     """The agent's turns: gold = the utterance, document = the whole text of what it refers to, group = document id."""

@@ -10,7 +10,7 @@ from tasks.readers.values import as_bool, as_text, as_texts, member, text_member
 _MUSIQUE = "MuSiQue"
 
 
-@reader("musique", title=_MUSIQUE, task="grounded_qa", files="The official JSONL, of the answerable or the full set")
+@reader("musique", title=_MUSIQUE, task="grounded_qa", files="the official JSONL, of the answerable or the full set")
 def musique(source: ReaderInput) -> Iterator[RawExample | Dropped]:
     """MuSiQue, answerable or full; group = id, which an answerable question shares with its unanswerable twin."""
     for record in source.records:

@@ -15,7 +15,7 @@ _MIN_PASSAGE_TOKENS = 20  # shorter candidates of a page are headings and table 
 
 @reader(
     "nq", title=_NQ, task="grounded_qa",
-    files="The simplified JSONL, or flat rows of question, document or context, and answers",
+    files="the simplified JSONL, or flat rows of question, document or context, and answers",
 )  # fmt: skip
 def nq(source: ReaderInput) -> Iterator[RawExample | Dropped]:
     """Natural Questions: the simplified JSONL, or flat rows of question, document (or context), answers."""

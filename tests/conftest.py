@@ -25,10 +25,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest  # noqa: E402  # after the environment
 
-
-def _on_the_stage(nodeid: str) -> bool:
-    """Whether the test shares the server with everything deployed: one worker runs all of these, for ten minutes."""
-    return nodeid.startswith("tests/platform/") and not nodeid.startswith("tests/platform/test_deploy_to_a_server.py")
+# These share a server with everything deployed, so one worker runs them all.
+_ON_ONE_STAGE = tuple(f"tests/platform/test_{name}.py" for name in ("pipeline", "promotion", "secrets"))
+# Five minutes each: they start first, so that no worker is left alone with one at the end.
+_LONGEST = ("tests/platform/test_faults.py", *_ON_ONE_STAGE)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -38,17 +38,17 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:  # Any:
 
     class OneStage(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "stage" if _on_the_stage(nodeid) else str(super()._split_scope(nodeid))
+            return "stage" if nodeid.startswith(_ON_ONE_STAGE) else str(super()._split_scope(nodeid))
 
     config.option.loadscopereorder = False
     return OneStage(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `pytest -n`, what takes longest starts first, so that no worker is left alone with it at the end."""
+    """With `pytest -n`, the longest modules start first, then the other slow ones."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         slow = {item.path for item in items if item.get_closest_marker("slow")}
-        items.sort(key=lambda item: (not _on_the_stage(item.nodeid), item.path not in slow))
+        items.sort(key=lambda item: (not item.nodeid.startswith(_LONGEST), item.path not in slow))
 
 
 @pytest.fixture(scope="session")

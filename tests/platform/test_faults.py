@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pytest
 from browser import browser
 from s3 import Call, S3Proxy
+from searching import everything_on, leaks
 from stage import DEAD_AFTER_SECONDS, Bucket, Json, Stage, form
 
 pytestmark = pytest.mark.slow
@@ -169,3 +170,7 @@ def test_two_machines_with_the_same_run_at_once_pay_for_it_once_while_s3_fails(s
     assert twice.store.tables() == stage.bucket("main").tables()
     assert set(twice.store.paid().values()) == {1}
     assert twice.store.names("claims") == []
+
+
+def test_no_secret_is_in_what_killed_and_failing_runs_have_left(stage: Stage, twice: Twice, retried: str) -> None:
+    assert leaks(dict(everything_on(stage))) == []

@@ -25,30 +25,46 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest  # noqa: E402  # after the environment
 
-# These share a server with everything deployed, so one worker runs them all.
-_ON_ONE_STAGE = tuple(f"tests/platform/test_{name}.py" for name in ("pipeline", "promotion", "secrets"))
-# Five minutes each: they start first, so that no worker is left alone with one at the end.
-_LONGEST = ("tests/platform/test_faults.py", *_ON_ONE_STAGE)
+# Modules that share what is expensive to start; with `pytest -n`, one worker runs all of a group. What takes longest
+# stands first and starts first, so that no worker is left alone with it at the end.
+_GROUPS = {
+    "a stage of the platform": ("platform/test_pipeline", "platform/test_promotion", "platform/test_secrets"),
+    "another stage": ("platform/test_faults",),
+    "a Prefect server": (
+        "flows/test_recipes", "flows/test_run", "flows/test_growing", "flows/test_run_policies",
+        "flows/execution/test_children", "flows/execution/test_prefect_ui", "flows/execution/test_devices",
+        "flows/form/test_run_form",
+    ),
+}  # fmt: skip
+_GROUP_OF = {f"tests/{module}.py": group for group, modules in _GROUPS.items() for module in modules}
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:  # Any: pytest-xdist may not be installed
-    """With `pytest -n`, one worker runs a whole module, so that it makes the module's fixtures once."""
+    """With `pytest -n`, one worker runs a whole module, or group of modules, so that it makes their fixtures once."""
     from xdist.scheduler import LoadFileScheduling
 
-    class OneStage(LoadFileScheduling):
+    class ByGroup(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "stage" if nodeid.startswith(_ON_ONE_STAGE) else str(super()._split_scope(nodeid))
+            module = str(super()._split_scope(nodeid))
+            return _GROUP_OF.get(module, module)
 
     config.option.loadscopereorder = False
-    return OneStage(config, log)
+    return ByGroup(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `pytest -n`, the longest modules start first, then the other slow ones."""
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        slow = {item.path for item in items if item.get_closest_marker("slow")}
-        items.sort(key=lambda item: (not item.nodeid.startswith(_LONGEST), item.path not in slow))
+    """With `pytest -n`, the groups start first, then the other modules with slow tests."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    groups = list(_GROUPS)
+
+    def place(item: pytest.Item) -> tuple[int, bool]:
+        group = _GROUP_OF.get(item.nodeid.partition("::")[0])
+        return groups.index(group) if group else len(groups), item.path not in slow
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from toy_steps import here
 
 from tasks.artifacts.store import open_store
 from tasks.config import AbstentionConfig, DataConfig, EngineConfig, EvaluateConfig, ModelConfig, SourceConfig
@@ -22,7 +23,7 @@ def scored(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     examples = ingest.plan(config=DataConfig(sources=(SourceConfig(name="lab", reader="lab"),), lab_rows=20))
     examples.execute(store)
     config = EvaluateConfig(benchmarks=("lab",), limit=6, max_task_rows=5, max_new_tokens=4)
-    planned = evaluate.plan(
+    planned = here(evaluate).plan(
         model=ModelConfig(base=str(tiny_model)), engine=EngineConfig(), config=config, abstention=AbstentionConfig(),
         examples=examples,
     )  # fmt: skip

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from in_process import rehearsed
+from in_process import rehearsed, ssr
 
 from tasks.config import load_recipe
 
@@ -119,10 +116,8 @@ def swapped(name: str, model: Path, folder: Path) -> dict[str, Any]:
     return raw
 
 
-def ssr(*arguments: str, home: Path) -> Any:
-    env = os.environ | {"PREFECT_HOME": str(home)}
-    command = [sys.executable, "-m", "flows.cli", *arguments, "--json"]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=900, check=False)
+def asked(*arguments: str) -> Any:  # Any: JSON values
+    done = ssr(*arguments, "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout)
 
@@ -136,7 +131,7 @@ def test_a_shipped_recipe_is_priced_and_runs_to_its_report(
     recipe.write_text(yaml.safe_dump(swapped(name, tiny_model, tmp_path)))
     store = str(tmp_path / "store")
 
-    priced = ssr("plan", str(recipe), "--store", store, home=tmp_path / "prefect")
+    priced = asked("plan", str(recipe), "--store", store)
     # By its first word, the first that has it: answers are judged before rewrites.
     lines = {line["work"].split()[0]: line for line in reversed(priced["price"]["lines"])}
     assert {"generate", "judge", "train", "evaluate", "drift"} <= set(lines)
@@ -151,5 +146,5 @@ def test_a_shipped_recipe_is_priced_and_runs_to_its_report(
 
     record = rehearsed(load_recipe(recipe), store)
     assert record["status"] == "completed"
-    report = ssr("report", record["run_id"], "--store", store, home=tmp_path / "prefect")
+    report = asked("report", record["run_id"], "--store", store)
     assert [arm["name"] for arm in report["measured"]["arms"]] == [arm["name"] for arm in arms]

@@ -6,33 +6,29 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
 import pytest
 import yaml
-from moto.server import ThreadedMotoServer
+
+pytest_plugins = ["s3"]
 
 ROOT = Path(__file__).parents[2]
 SECRET = "a-secret-that-must-not-leak"
 
 
 @pytest.fixture
-def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
+def endpoint(moto_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     for name, value in {
         "AWS_ACCESS_KEY_ID": "tester",
         "AWS_SECRET_ACCESS_KEY": SECRET,
         "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ENDPOINT_URL": moto_server,
     }.items():
         monkeypatch.setenv(name, value)
-    fsspec.filesystem("s3", skip_instance_cache=True).mkdir("run-s3")  # moto keeps buckets for the whole process
-    yield f"http://{host}:{port}"
-    server.stop()
+    fsspec.filesystem("s3", skip_instance_cache=True).mkdir("run-s3")
+    return moto_server
 
 
 def ssr(*arguments: str, machine: Path) -> subprocess.CompletedProcess[str]:

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 
 import pytest
 import s3fs
-from moto.server import ThreadedMotoServer
 
 from tasks.config import DataConfig, SourceConfig
 from tasks.errors import DataError
 from tasks.ingest import ingest
+
+pytest_plugins = ["s3"]
 
 ROWS = [{"question": f"{i}?", "answer": str(i)} for i in range(3)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
@@ -114,21 +115,15 @@ def test_the_same_path_with_other_bytes_is_another_step(write):
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[s3fs.S3FileSystem]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+def bucket(moto_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[s3fs.S3FileSystem]:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", moto_server)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    s3fs.S3FileSystem.clear_instance_cache()  # an instance remembers the endpoint of the server before this one
     fs = s3fs.S3FileSystem(use_listings_cache=False)
     fs.mkdir("ingest")
     yield fs
-    fs.rm("ingest", recursive=True)  # moto keeps its objects for the next server in this process
-    s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
+    fs.rm("ingest", recursive=True)
 
 
 @pytest.mark.parametrize(

@@ -6,17 +6,15 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from subprocess import CompletedProcess
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import fsspec
 import pytest
 from in_process import ssr
-from moto.server import ThreadedMotoServer
 
 from flows.promotion import advance as pointing
 from flows.promotion import log
@@ -35,6 +33,11 @@ from tasks.errors import ConfigError, StoreError
 from tasks.models import model_digest
 from tasks.promotion import promote
 from tasks.running.step import Planned
+
+if TYPE_CHECKING:  # pytest loads it itself
+    from s3 import S3
+
+pytest_plugins = ["s3"]
 
 WEIGHTS = "adapter/adapter_model.safetensors"
 
@@ -820,18 +823,8 @@ def test_a_recipe_without_promotion_plans_no_decision(growing: Callable[..., Run
 
 
 @pytest.fixture
-def on_s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-    }.items():  # fmt: skip
-        monkeypatch.setenv(name, value)
-    fsspec.filesystem("s3", skip_instance_cache=True).mkdir("current")  # moto keeps buckets for the whole process
-    yield open_store("s3://current/prefix")
-    server.stop()
+def on_s3(s3: S3) -> Store:
+    return open_store(s3.uri)
 
 
 def test_current_moves_on_s3_as_it_does_here(on_s3: Store, recipe: RunConfig) -> None:

@@ -31,7 +31,7 @@ _GROUPS = {
     "a stage of the platform": ("platform/test_pipeline", "platform/test_promotion", "platform/test_secrets"),
     "another stage": ("platform/test_faults",),
     "a Prefect server": (
-        "flows/test_recipes", "flows/test_run", "flows/test_growing", "flows/test_run_policies",
+        "flows/test_guide", "flows/test_recipes", "flows/test_run", "flows/test_growing", "flows/test_run_policies",
         "flows/execution/test_children", "flows/execution/test_prefect_ui", "flows/execution/test_devices",
         "flows/form/test_run_form",
     ),

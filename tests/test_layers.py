@@ -207,9 +207,11 @@ def test_every_module_is_in_a_package_or_shipped_as_data():
     assert outside == []
 
 
-@pytest.mark.parametrize("modules", ["flows.cli.main", "flows.rehearsal, flows.planning.reasons"])
-def test_planning_and_help_load_neither_prefect_nor_a_gpu_stack(modules):
-    heavy = (*HEAVY, "prefect", "vllm")
+@pytest.mark.parametrize(
+    ("modules", "more"), [("flows.cli.main", ("pyarrow",)), ("flows.rehearsal, flows.planning.reasons", ())]
+)
+def test_planning_and_help_load_neither_prefect_nor_a_gpu_stack(modules, more):
+    heavy = (*HEAVY, "prefect", "vllm", *more)
     script = f"import sys, {modules}; print(*sorted(set({heavy!r}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

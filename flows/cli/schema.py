@@ -11,8 +11,6 @@ from typing import Annotated, Any
 import typer
 
 from flows.cli.options import print_json
-from tasks.config import RunConfig
-from tasks.config.reading import SHORT_FORMS
 
 Schema = dict[str, Any]  # Any: a JSON schema
 
@@ -31,6 +29,9 @@ def schema(
 
 def recipe_schema() -> Schema:
     """The JSON schema of a recipe, in which a section that has a short form (`engine: vllm`) may be a word, too."""
+    from tasks.config import RunConfig
+    from tasks.config.reading import SHORT_FORMS
+
     found = RunConfig.model_json_schema()
     for section in (found, *found["$defs"].values()):
         for name, key in SHORT_FORMS.items():

@@ -11,6 +11,7 @@ from typing import Protocol
 from flows.promotion.advance import origin_for
 from flows.promotion.log import Promoted
 from tasks.config import EngineConfig, RunConfig, Section
+from tasks.engine_kinds import engine_kind
 from tasks.evaluate import check_benchmarks, evaluate, measure
 from tasks.generate import generate, likelihood, rewrite
 from tasks.ingest import ingest
@@ -38,8 +39,9 @@ def rehearse(run: Runner, recipe: RunConfig, current: Promoted | None = None) ->
         current: The adapter that is promoted now, where the recipe promotes (`flows.promotion.advance.current_for`).
     """
     model, engine = recipe.model, recipe.engine
-    on_server = engine.kind == "vllm"
-    measuring = engine if on_server else EngineConfig()  # an adapter cannot be put on a server elsewhere
+    kind = engine_kind(engine.kind)
+    on_server = kind.shares is not None
+    measuring = engine if kind.loads_weights else EngineConfig()  # an adapter cannot be put on a server elsewhere
     settings: dict[str, Section] = {
         "model": model, "engine": measuring, "config": recipe.evaluate, "abstention": recipe.abstention,
     }  # fmt: skip

@@ -91,12 +91,11 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def vllm_python() -> Path:
     """Python of vLLM's environment; without one a test is skipped, unless SSR_REQUIRE_VLLM=1 says there must be one."""
-    from tasks.config import EngineConfig
-    from tasks.engines.server import find_python
+    from tasks.engines.vllm_server import find_python
     from tasks.errors import ConfigError
 
     try:
-        return find_python(EngineConfig(kind="vllm"))
+        return find_python()
     except ConfigError as error:
         if os.environ.get("SSR_REQUIRE_VLLM") == "1":
             raise

@@ -1,1 +1,1 @@
-"""The `ssr` command: one module of commands for runs, one for the place where runs live."""
+"""The `ssr` command: a file for each command, called as the command. `main` lists them."""

@@ -1,4 +1,4 @@
-"""What this machine has and lacks."""
+"""`ssr doctor`: what this machine has and lacks, and the command that fixes it."""
 
 from __future__ import annotations
 
@@ -9,19 +9,25 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-from tasks.artifacts.store import open_store
-from tasks.config import EngineConfig
-from tasks.engines.server import find_python
+import typer
+from rich.markup import escape
+
+from flows.cli.options import JsonOption, StoreOption, console, print_json
+from tasks.engine_kinds import EngineKind, engine_kinds, load_function
 from tasks.errors import SsrError
-from tasks.models import LAB_MODEL
-from tasks.running.process import count_gpus
 
 _PACKAGES = ("prefect", "torch", "transformers", "peft", "trl", "datasets", "lm_eval", "duckdb", "pyarrow", "s3fs")
 _FREE_GB = 5
 
 
 class Finding(NamedTuple):
-    """One thing looked at. `fix` is the command, or the deed, that mends it."""
+    """One thing that was looked at.
+
+    Attributes:
+        found: What is there, or what is missing.
+        fix: The command, or the deed, that fixes it; empty where `found` says it.
+        required: Whether no run works without it.
+    """
 
     what: str
     ok: bool
@@ -30,11 +36,27 @@ class Finding(NamedTuple):
     required: bool = True
 
 
+def doctor(store: StoreOption = ".ssr", as_json: JsonOption = False) -> None:
+    """Say what is missing on this machine, and the command that fixes it."""
+    findings = examine(store)
+    if as_json:
+        print_json([finding._asdict() for finding in findings])
+    else:
+        for finding in findings:
+            mark = (
+                "[green]ok[/]     " if finding.ok else "[red]missing[/]" if finding.required else "[yellow]absent[/] "
+            )
+            fix = f"  ->  {finding.fix}" if finding.fix and not finding.ok else ""
+            console.print(f"{mark} {finding.what:<22} {escape(finding.found + fix)}", soft_wrap=True, highlight=False)
+    if any(finding.required and not finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
 def examine(store: str) -> list[Finding]:
     """Everything a run on this machine may need."""
     return [
         _python(), *(_package(name) for name in _PACKAGES), _pins(), _lab_model(), _store(store), _disk(store), _gpu(),
-        _vllm(), _prefect_server(), _hub(),
+        *(_environment(kind) for kind in engine_kinds() if kind.finds_environment), _prefect_server(), _hub(),
     ]  # fmt: skip
 
 
@@ -64,11 +86,15 @@ def _pins() -> Finding:
 
 
 def _lab_model() -> Finding:
+    from tasks.models import LAB_MODEL
+
     there = (LAB_MODEL / "model.safetensors").exists()
     return Finding("lab model", there, "shipped" if there else "not built", "ssr lab build", required=False)
 
 
 def _store(uri: str) -> Finding:
+    from tasks.artifacts.store import open_store
+
     try:
         open_store(uri).preflight()
     except SsrError as error:
@@ -85,16 +111,20 @@ def _disk(store: str) -> Finding:
 
 
 def _gpu() -> Finding:
+    from tasks.running.process import count_gpus
+
     n_gpus = count_gpus()
     return Finding("NVIDIA GPU", n_gpus > 0, f"{n_gpus} visible", "none needed for small models", required=False)
 
 
-def _vllm() -> Finding:
+def _environment(kind: EngineKind) -> Finding:
+    """The environment that a kind of engine needs beside the project's own."""
+    assert kind.finds_environment is not None  # asked of such kinds only
     try:
-        python = find_python(EngineConfig(kind="vllm"))
+        found = load_function(kind.finds_environment)()
     except SsrError as error:
-        return Finding("vLLM", False, str(error), "make engine, or set SSR_VLLM_PYTHON", required=False)
-    return Finding("vLLM", True, f"its environment: {python}")
+        return Finding(f"engine {kind.name}", False, str(error), required=False)
+    return Finding(f"engine {kind.name}", True, f"its environment: {found}")
 
 
 def _prefect_server() -> Finding:

@@ -10,21 +10,30 @@ import sys
 import typer
 from rich.markup import escape
 
+from flows.cli.audit_judge import audit_judge
+from flows.cli.current import current
+from flows.cli.deploy import deploy
+from flows.cli.doctor import doctor
+from flows.cli.gc import gc
+from flows.cli.lab import lab_build
+from flows.cli.merge import merge
 from flows.cli.options import errors
-from flows.cli.run_commands import audit_judge, merge, plan, recipes, report, run, runs, why
+from flows.cli.plan import plan
+from flows.cli.recipes import recipes
+from flows.cli.report import report
+from flows.cli.run import run
+from flows.cli.runs import runs
 from flows.cli.schema import schema
-from flows.cli.store_commands import current, deploy, doctor, gc, lab_build
+from flows.cli.why import why
 from tasks.errors import SsrError
 
 app = typer.Typer(
     name="ssr", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     help="Selective Self-Rehearsal: fine-tune language models without making them forget.",
 )  # fmt: skip
-for command in (run, plan, why, runs, report, merge, current, recipes, schema, doctor):
+# Every command of `ssr`, in the order of its help. Each is a file of this folder, called as the command.
+for command in (run, plan, why, runs, report, merge, current, recipes, schema, doctor, audit_judge, deploy, gc):
     app.command()(command)
-app.command("audit-judge")(audit_judge)
-app.command()(deploy)
-app.command()(gc)
 
 lab = typer.Typer(help="The embedded lab: a synthetic world and the tiny model trained on it.")
 lab.command("build")(lab_build)

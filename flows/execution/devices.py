@@ -7,6 +7,7 @@ as its copies need. So steps go one after the other where there is a GPU, and GP
 from __future__ import annotations
 
 from tasks.config import EngineConfig, RunConfig
+from tasks.engine_kinds import engine_kind, engine_kinds
 from tasks.running.process import count_gpus
 
 
@@ -33,11 +34,11 @@ def gpu_remarks(recipe: RunConfig) -> list[str]:
 
 
 def _idle(engine: EngineConfig, where: str) -> str:
-    n_here, n_used = count_gpus(), engine.tensor_parallel * engine.data_parallel
-    n_copies = n_here // engine.tensor_parallel
-    if engine.kind == "openai" or n_copies <= engine.data_parallel:
+    kind, n_here = engine_kind(engine.kind), count_gpus()
+    n_used, n_copies = engine.tensor_parallel * engine.data_parallel, n_here // engine.tensor_parallel
+    if not kind.loads_weights or n_copies <= engine.data_parallel:
         return ""
     use = f"{where}.data_parallel={n_copies}"
-    if engine.kind != "vllm":
-        use = f"{where}.kind=vllm, {use}"
+    if not kind.makes_copies:
+        use = f"{where}.kind={next(other.name for other in engine_kinds() if other.makes_copies)}, {use}"
     return f"{n_here} GPUs here, the engine uses {n_used}: {use}"

@@ -6,14 +6,17 @@ Each part writes its fields as override lines of a recipe. Not here: the parts a
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.form.lines import line
 from flows.runs.recipes import RECIPES, shipped
 from tasks.config import ReaderName, RunConfig, Task, load_recipe
+from tasks.engine_kinds import described, engine_kinds
 from tasks.errors import ConfigError
+
+AS_IN_RECIPE = "as in the recipe"
 
 
 def _for_the_form(schema: dict[str, Any]) -> None:  # Any: a JSON schema
@@ -130,10 +133,9 @@ class ModelPart(FormPart):
         description="The model to fine-tune: a folder on the worker, or a Hub id such as "
         "mistralai/Mistral-7B-Instruct-v0.2. Empty: the recipe's.",
     )  # fmt: skip
-    engine: Literal["as in the recipe", "vllm", "transformers", "openai"] = Field(
-        default="as in the recipe", title="Engine",
-        description="What runs the model. vllm: a server that the worker starts, for GPUs. transformers: inside the "
-        "worker, also without a GPU. openai: servers that are there already, at the addresses below.",
+    engine: str = Field(
+        default=AS_IN_RECIPE, title="Engine", description=f"What runs the model. {described()}.",
+        json_schema_extra={"enum": [AS_IN_RECIPE, *(kind.name for kind in engine_kinds())]},
     )  # fmt: skip
     urls: list[str] = Field(
         default=[], title="Server addresses", description="For engine openai: addresses such as http://host:8000/v1."
@@ -148,8 +150,8 @@ class ModelPart(FormPart):
         """Override lines. Another kind of engine starts from that kind's defaults."""
         if self.base:
             yield line("model.base", self.base)
-        kind = recipe.engine.kind if self.engine == "as in the recipe" else self.engine
-        if self.engine != "as in the recipe" or self.urls:
+        kind = recipe.engine.kind if self.engine == AS_IN_RECIPE else self.engine
+        if self.engine != AS_IN_RECIPE or self.urls:
             kept = recipe.engine.model_dump(exclude_defaults=True) if kind == recipe.engine.kind else {}
             yield line("engine", {**kept, "kind": kind, **({"urls": self.urls} if self.urls else {})})
         if self.max_new_tokens:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from flows.execution.devices import gpu_remarks
 from tasks.config import EvaluateConfig, LlmJudgeConfig, ModelConfig, RunConfig
-from tasks.engines.prompts import PromptReader, UnreadableChat
+from tasks.engines.chat_tokenizer import ChatTokenizer, UnreadableChat
 from tasks.errors import SsrError
 from tasks.models import load_tokenizer, model_folder, weight_files
 from tasks.tables import schema
@@ -252,7 +252,7 @@ def _line(work: str, n_rows: int, prompt: float, new: float, size: Size) -> Line
 
 
 def _lengths(model: ModelConfig, examples: Path) -> Lengths:
-    reader = PromptReader(load_tokenizer(model))
+    reader = ChatTokenizer(load_tokenizer(model))
     batches = schema.read_batches(examples, schema.EXAMPLES, columns=["split", "messages", "golds"])
     rows = (row for batch in batches for row in batch.to_pylist() if row["split"] == "train")
     n_sampled, pairs = 0, []

@@ -1,12 +1,14 @@
-"""The model that is fine-tuned, and what runs models."""
+"""The model that is fine-tuned, and what runs models (`tasks.engine_kinds` declares the kinds of engines)."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
+from pydantic.config import JsonDict
 
 from tasks.config.section import RUNTIME, Section
+from tasks.engine_kinds import DEFAULT_KIND, check_fields, described, engine_kind, engine_kinds
 from tasks.errors import ConfigError
 
 
@@ -22,15 +24,9 @@ class ModelConfig(Section):
     )
 
 
-_SERVED = ("concurrency", "timeout_seconds")
-_READ_BY = {
-    "transformers": ("batch_tokens",),
-    "openai": ("urls", "served_model", "api_key_env", *_SERVED),
-    "vllm": (
-        "python", "tensor_parallel", "data_parallel", "memory_share", "max_context", "quantization", "extra_args",
-        "start_timeout_seconds", *_SERVED,
-    ),
-}  # fmt: skip
+def _list_kinds(schema: JsonDict) -> None:
+    """Show the kinds as a choice in the JSON schema."""
+    schema["enum"] = [kind.name for kind in engine_kinds()]
 
 
 class EngineConfig(Section):
@@ -40,10 +36,7 @@ class EngineConfig(Section):
     floating-point equality is not promised for servers, a row once written is never generated again.
     """
 
-    kind: Literal["transformers", "vllm", "openai"] = Field(
-        default="transformers",
-        description="transformers: in process; vllm: a server of our own; openai: servers at `urls`",
-    )
+    kind: str = Field(default=DEFAULT_KIND, description=described(), json_schema_extra=_list_kinds)
     batch_tokens: int = Field(default=16_384, gt=0, description="transformers: padded tokens a batch")
     urls: tuple[str, ...] = Field(
         default=(),
@@ -85,6 +78,11 @@ class EngineConfig(Section):
     def _kind_alone(cls, value: Any) -> Any:  # Any: YAML values, checked after this
         return {"kind": value} if isinstance(value, str) else value
 
+    @field_validator("kind")
+    @classmethod
+    def _kind_is_declared(cls, value: str) -> str:
+        return engine_kind(value).name
+
     @field_validator("urls", mode="before")
     @classmethod
     def _no_secret_in_an_address(cls, value: Any) -> Any:  # Any: YAML values, checked after this
@@ -103,9 +101,13 @@ class EngineConfig(Section):
 
     @model_validator(mode="after")
     def _only_what_the_kind_reads(self) -> EngineConfig:
+        kind = engine_kind(self.kind)
         for name, field in type(self).model_fields.items():
-            if name not in {"kind", *_READ_BY[self.kind]} and getattr(self, name) != field.default:
+            if name not in {"kind", *kind.reads} and getattr(self, name) != field.default:
                 raise ValueError(f"{name} has no effect with kind {self.kind}. Remove it.")
-        if self.kind == "openai" and not self.urls:
-            raise ValueError("kind openai needs `urls`")
+            if name in kind.needs and getattr(self, name) == field.default:
+                raise ValueError(f"kind {self.kind} needs `{name}`")
         return self
+
+
+check_fields(set(EngineConfig.model_fields) - {"kind"})

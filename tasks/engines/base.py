@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypedDict
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypedDict
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from tasks.engines.replicas import Connection
 
 
 class Message(TypedDict):
@@ -85,6 +90,13 @@ class Likelihood(NamedTuple):
     retryable: bool | None = None
 
 
+class LoadedModel(NamedTuple):
+    """A model in this process."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
 class Engine(Protocol):
     """Answers requests; one that cannot be answered gives a reply with a problem and never ends the others."""
 
@@ -99,3 +111,6 @@ class Engine(Protocol):
 
     def likelihoods(self, continuations: Iterable[Continuation], *, done: Container[str] = ()) -> Iterator[Likelihood]:
         """One likelihood per continuation whose key is not in `done`, in any order; `done` is there as for answers."""
+
+    def measured_model(self) -> LoadedModel | Connection:
+        """What lm-evaluation-harness measures instead of asking this engine: a loaded model, or a vLLM server."""

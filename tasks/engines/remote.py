@@ -4,7 +4,7 @@ Hundreds of rows are in flight (`tasks.engines.streaming`), several to a request
 tokenizer is at hand. A row that fails is a reply with a typed problem. What becomes of a server that fails:
 `tasks.engines.replicas`.
 
-Not covered: starting a server (`tasks.engines.server`); order, which the caller restores.
+Not covered: starting a server (`tasks.engines.vllm_server`); order, which the caller restores.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import aiohttp
 
 from tasks.engines.base import Continuation, Likelihood, Reply, Request, Sampling
-from tasks.engines.prompts import UnreadableChat
+from tasks.engines.chat_tokenizer import UnreadableChat
 from tasks.engines.replicas import Connection, Replicas
 from tasks.engines.streaming import stream
 from tasks.engines.wire import (
@@ -51,7 +51,7 @@ class RemoteEngine:
     """An engine whose model runs on one or more servers."""
 
     def __init__(self, connection: Connection) -> None:
-        self.connection = self._to = connection
+        self._to = connection
         self._replicas = Replicas(connection)
         self._constrained, self._with_logprobs = connection.is_vllm, True  # until a server refuses
 
@@ -73,6 +73,10 @@ class RemoteEngine:
             raise StepError("likelihoods need the model's tokenizer. Use engine kind vllm or transformers.")
         fresh = (continuation for continuation in continuations if continuation.key not in done)
         return self._stream(fresh, 1, lambda session, rows: self._measure(session, rows[0]))
+
+    def measured_model(self) -> Connection:
+        """The servers; lm-evaluation-harness asks the first one, which must run vLLM."""
+        return self._to
 
     async def _complete(self, session: aiohttp.ClientSession, rows: list[Request], sampling: Sampling) -> list[Reply]:
         assert self._to.prompts is not None  # chosen by generate

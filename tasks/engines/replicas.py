@@ -22,7 +22,7 @@ from typing import Any
 
 import aiohttp
 
-from tasks.engines.prompts import PromptReader
+from tasks.engines.chat_tokenizer import ChatTokenizer
 from tasks.engines.wire import Completion, Failure, completion_from, failure_from, lists_model
 from tasks.errors import StepError
 
@@ -59,7 +59,7 @@ class Connection:
 
     urls: Sequence[str]
     model: str
-    prompts: PromptReader | None
+    prompts: ChatTokenizer | None
     context: int | None
     concurrency: int
     timeout_seconds: float

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Container, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.config import ModelConfig
-from tasks.engines.base import Continuation, Likelihood, Message, Reply, Request, Sampling
-from tasks.engines.prompts import PromptReader, UnreadableChat
+from tasks.config import EngineConfig, ModelConfig
+from tasks.engines.base import Continuation, Engine, Likelihood, LoadedModel, Message, Reply, Request, Sampling
+from tasks.engines.chat_tokenizer import ChatTokenizer, UnreadableChat
 from tasks.models import best_device, context_length, load_model, load_tokenizer, model_folder
 
 if TYPE_CHECKING:
@@ -23,6 +24,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 WINDOW_ROWS = 4_096  # rows sorted by length together: enough for full batches, flat in memory
+
+
+@contextmanager
+def open_transformers(
+    model: ModelConfig, config: EngineConfig, *, work: Path, adapter: Path | None
+) -> Iterator[Engine]:
+    """An engine in this process, which ends with the step; nothing is written to `work`."""
+    yield TransformersEngine(model, batch_tokens=config.batch_tokens, adapter=adapter)
 
 
 class TransformersEngine:
@@ -36,7 +45,7 @@ class TransformersEngine:
         self.tokenizer = load_tokenizer(model)
         self.model = load_model(model, adapter)
         self.model.generation_config = _neutral(self.model.generation_config)
-        self._prompts = PromptReader(self.tokenizer)
+        self._prompts = ChatTokenizer(self.tokenizer)
         self._batch_tokens = batch_tokens
         self._context = context_length(model_folder(model))
         self._max_new_tokens_planned = 32
@@ -51,6 +60,10 @@ class TransformersEngine:
                 if all(request.key in done for request in batch):
                     continue
                 yield from (reply for reply in self._answer(batch, sampling) if reply.key not in done)
+
+    def measured_model(self) -> LoadedModel:
+        """The model, with its adapter, and its tokenizer."""
+        return LoadedModel(self.model, self.tokenizer)
 
     def batches(self, requests: list[Request]) -> list[list[Request]]:
         """Requests of like length together, as many as fit `batch_tokens`; ties in length go by key."""

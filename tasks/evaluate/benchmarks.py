@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.artifacts.digest import digest_of, file_digest
 from tasks.config import EvaluateConfig
-from tasks.engines import Engine
-from tasks.engines.remote import RemoteEngine
+from tasks.engines import Engine, LoadedModel
 from tasks.errors import DataError
 from tasks.measures.answers import abstains
 from tasks.measures.scores import LEAKED_REFUSAL, LOWER_MARK
@@ -121,16 +120,14 @@ def _evaluate(engine: Engine, name: str, config: EvaluateConfig) -> dict[str, An
 
 def _harness_model(engine: Engine, config: EvaluateConfig) -> LM:
     """The harness's own view of the model that the engine runs: in this process, or on its server."""
-    from tasks.engines.transformers import TransformersEngine
-
-    if isinstance(engine, TransformersEngine):
+    measured = engine.measured_model()
+    if isinstance(measured, LoadedModel):
         from lm_eval.models.huggingface import HFLM
 
-        return HFLM(pretrained=engine.model, tokenizer=engine.tokenizer, batch_size=config.benchmark_batch_size)
+        return HFLM(pretrained=measured.model, tokenizer=measured.tokenizer, batch_size=config.benchmark_batch_size)
     from tasks.evaluate.served import served_model
 
-    assert isinstance(engine, RemoteEngine)  # there is no third
-    return served_model(engine.connection)
+    return served_model(measured)
 
 
 def _task(name: str) -> tuple[str, TaskManager]:

@@ -9,6 +9,7 @@ from tasks.artifacts.digest import digest_of
 from tasks.artifacts.paid_rows import RowStore
 from tasks.artifacts.store import Store
 from tasks.config import EngineConfig, JudgeConfig, JudgeModelConfig, LlmJudgeConfig, ModelConfig
+from tasks.engine_kinds import engine_kind
 from tasks.judge.replies import STORED, Opinion
 from tasks.judge.rubrics import rubric_texts
 from tasks.judge.rules import ACCEPT, REJECT, UNJUDGED
@@ -84,9 +85,9 @@ def outside(*, config: JudgeConfig, engine: EngineConfig, **sections: object) ->
 def _digest(judge: JudgeModelConfig, engine: EngineConfig) -> str:
     """Of the weights; on a server elsewhere, of the name they have there, which is all there is to know."""
     runs_it = judge.engine or engine
-    if runs_it.kind == "openai":
-        return digest_of(["served", runs_it.served_model or judge.model.base])
-    return model_digest(judge.model)
+    if engine_kind(runs_it.kind).loads_weights:
+        return model_digest(judge.model)
+    return digest_of(["served", runs_it.served_model or judge.model.base])
 
 
 def decide(opinions: Sequence[Opinion], config: LlmJudgeConfig) -> PanelVerdict:

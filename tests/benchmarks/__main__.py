@@ -15,8 +15,7 @@ from typing import Any
 from select_rows import measure_select
 from vllm_steps import measure_evaluate, measure_generate
 
-from tasks.config import EngineConfig
-from tasks.engines.server import find_python
+from tasks.engines.vllm_server import find_python
 from tasks.errors import ConfigError
 
 MEASUREMENTS = {"select": measure_select}
@@ -35,7 +34,7 @@ def main() -> None:
 
 def _on_vllm() -> dict[str, Callable[[Path], dict[str, Any]]]:  # Any: JSON values
     try:
-        find_python(EngineConfig(kind="vllm"))
+        find_python()
     except ConfigError as error:
         sys.stdout.write(f"without vLLM: {error}\n")
         return {}

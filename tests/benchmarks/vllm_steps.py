@@ -29,7 +29,7 @@ from tasks.config import (
     TrainConfig,
 )
 from tasks.engines.remote import GROUP_ROWS
-from tasks.engines.server import BASE, CPU_KV_CACHE_GB, VllmServer, find_python
+from tasks.engines.vllm_server import BASE, CPU_KV_CACHE_GB, VllmServer, find_python
 from tasks.evaluate import measure
 from tasks.evaluate.benchmarks import LAB_BENCHMARKS, LAB_FOLDER
 from tasks.generate import generate
@@ -71,7 +71,7 @@ def measure_generate(folder: Path) -> dict[str, Any]:  # Any: JSON values
 
 
 def _offline(chats: Path) -> float:
-    command = [str(find_python(ENGINE)), "-c", _OFFLINE, str(LAB_MODEL), str(chats), str(N_TOKENS)]
+    command = [str(find_python()), "-c", _OFFLINE, str(LAB_MODEL), str(chats), str(N_TOKENS)]
     env = os.environ | {"VLLM_CPU_KVCACHE_SPACE": str(CPU_KV_CACHE_GB), "VLLM_NO_USAGE_STATS": "1"}
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=chats.parent, env=env)
     return float(done.stdout.rpartition("SECONDS")[2].split()[0])

@@ -21,7 +21,7 @@ import pytest
 
 from tasks.config import EngineConfig, ModelConfig
 from tasks.engines import Continuation, Engine, Request, Sampling, open_engine, shared_server
-from tasks.engines.server import VllmServer, has_cuda
+from tasks.engines.vllm_server import VllmServer, has_cuda
 from tasks.lab.corpus import user_message
 from tasks.lab.task import task_rows
 
@@ -228,7 +228,7 @@ def test_only_a_server_on_a_cpu_with_adapters_loads_it(
     model: ModelConfig, adapters: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     on_gpu: bool, with_adapters: bool,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("tasks.engines.server.has_cuda", lambda: on_gpu)
+    monkeypatch.setattr("tasks.engines.vllm_server.has_cuda", lambda: on_gpu)
     monkeypatch.setenv("PYTHONPATH", "/ours")
     config = EngineConfig(kind="vllm", python=sys.executable)
     server = VllmServer(model, config, log=tmp_path / "log", adapters=adapters if with_adapters else None)

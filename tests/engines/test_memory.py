@@ -30,7 +30,7 @@ class Digits:
 
 
 def peak_mib(url: str, n_rows: int) -> float:
-    prompts = cast(Any, Digits())  # what generate reads of a PromptReader
+    prompts = cast(Any, Digits())  # what generate reads of a ChatTokenizer
     engine = RemoteEngine(
         Connection(
             urls=[url], model="base", prompts=prompts, context=None, concurrency=256, timeout_seconds=60, is_vllm=True

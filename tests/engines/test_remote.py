@@ -18,7 +18,7 @@ import pytest
 
 from tasks.config import EngineConfig, ModelConfig
 from tasks.engines import Continuation, Engine, Reply, Request, Sampling, open_engine, replicas
-from tasks.engines.prompts import PromptReader
+from tasks.engines.chat_tokenizer import ChatTokenizer
 from tasks.engines.remote import GROUP_ROWS, Connection, RemoteEngine
 from tasks.engines.replicas import Replica
 from tasks.errors import ConfigError, StepError
@@ -62,12 +62,12 @@ def _no_long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def reader() -> PromptReader:
-    return PromptReader(build_tokenizer())
+def reader() -> ChatTokenizer:
+    return ChatTokenizer(build_tokenizer())
 
 
 @pytest.fixture
-def connection(reader: PromptReader) -> Connection:
+def connection(reader: ChatTokenizer) -> Connection:
     return Connection(
         urls=[], model="base", prompts=reader, context=512, concurrency=64, timeout_seconds=20, is_vllm=True
     )
@@ -81,7 +81,7 @@ def requests(n: int) -> list[Request]:
     return [request(i) for i in range(n)]
 
 
-def prompt(reader: PromptReader, i: int) -> Prompt:
+def prompt(reader: ChatTokenizer, i: int) -> Prompt:
     return tuple(reader.ids(request(i).messages))
 
 
@@ -103,7 +103,7 @@ def threads() -> set[threading.Thread]:
     return set(threading.enumerate())
 
 
-def assert_all_answered(replies: list[Reply], reader: PromptReader, n: int = 40) -> None:
+def assert_all_answered(replies: list[Reply], reader: ChatTokenizer, n: int = 40) -> None:
     """Each row once, with the answer to its own prompt."""
     expected = {f"key-{i}": answer_to(prompt(reader, i)) for i in range(n)}
     assert sorted(reply.key for reply in replies) == sorted(expected)
@@ -113,7 +113,7 @@ def assert_all_answered(replies: list[Reply], reader: PromptReader, n: int = 40)
 # --- all goes well ---
 
 
-def test_each_row_gets_the_answer_to_its_own_prompt(connection: Connection, reader: PromptReader) -> None:
+def test_each_row_gets_the_answer_to_its_own_prompt(connection: Connection, reader: ChatTokenizer) -> None:
     with FaultyServer() as server:
         replies = ask(connection, server, n=1_003)
     assert_all_answered(replies, reader, 1_003)
@@ -122,7 +122,7 @@ def test_each_row_gets_the_answer_to_its_own_prompt(connection: Connection, read
     assert {reply.n_prompt_tokens for reply in replies} == {len(prompt(reader, i)) for i in range(1_003)}
 
 
-def test_rows_that_are_done_are_not_asked(connection: Connection, reader: PromptReader) -> None:
+def test_rows_that_are_done_are_not_asked(connection: Connection, reader: ChatTokenizer) -> None:
     with FaultyServer() as server:
         engine = RemoteEngine(replace(connection, urls=[server.url]))
         replies = list(engine.generate(requests(40), SAMPLING, done={f"key-{i}" for i in range(35)}))
@@ -137,7 +137,7 @@ def test_no_row_is_no_reply(connection: Connection) -> None:
 
 @pytest.mark.parametrize("concurrency", [1, 5, 64])
 def test_no_more_rows_are_in_flight_than_asked_for(
-    connection: Connection, reader: PromptReader, concurrency: int
+    connection: Connection, reader: ChatTokenizer, concurrency: int
 ) -> None:
     with FaultyServer(faults=[slow(0.05)] * 10) as server:
         assert_all_answered(ask(replace(connection, concurrency=concurrency), server, n=80), reader, 80)
@@ -178,7 +178,7 @@ def test_a_server_that_renders_chats_itself_is_asked_by_chat(connection: Connect
 # --- verdicts and likelihoods ---
 
 
-def test_choices_come_with_their_log_probabilities(connection: Connection, reader: PromptReader) -> None:
+def test_choices_come_with_their_log_probabilities(connection: Connection, reader: ChatTokenizer) -> None:
     with FaultyServer() as server:
         replies = ask(connection, server, sampling=JUDGING)
     assert {reply.text for reply in replies} == {"Yes", "No"}
@@ -198,7 +198,7 @@ def test_choices_of_a_chat_come_with_their_log_probabilities(connection: Connect
 
 @pytest.mark.parametrize("by_chat", [False, True])
 def test_a_server_that_refuses_constraints_is_asked_for_plain_text(
-    connection: Connection, reader: PromptReader, by_chat: bool
+    connection: Connection, reader: ChatTokenizer, by_chat: bool
 ) -> None:
     to = replace(connection, prompts=None) if by_chat else connection
     with FaultyServer(refuses=["allowed_token_ids", "structured_outputs"]) as server:
@@ -214,7 +214,7 @@ def test_a_server_that_refuses_constraints_is_asked_for_plain_text(
     ("by_chat", "refused"), [(False, "logprobs"), (True, "logprobs"), (True, "top_logprobs")]  # a field of chats alone
 )  # fmt: skip
 def test_a_server_that_refuses_log_probabilities_is_asked_without_them(
-    connection: Connection, reader: PromptReader, by_chat: bool, refused: str
+    connection: Connection, reader: ChatTokenizer, by_chat: bool, refused: str
 ) -> None:
     to = replace(connection, prompts=None) if by_chat else connection
     with FaultyServer(refuses=[refused]) as server:
@@ -262,7 +262,7 @@ def test_a_free_chat_has_probabilities_of_choices_only_where_it_begins_with_one(
 
 @pytest.mark.parametrize("begins_with_it", [False, True])
 def test_a_free_completion_has_probabilities_of_choices_only_where_it_begins_with_one(
-    connection: Connection, reader: PromptReader, begins_with_it: bool
+    connection: Connection, reader: ChatTokenizer, begins_with_it: bool
 ) -> None:
     yes, no = (f"token_id:{reader.choice_ids(choice)[0]}" for choice in JUDGING.choices)
     top = {yes: -9.0, no: -12.0, "token_id:1": -0.05}
@@ -281,7 +281,7 @@ def test_a_verdict_cut_off_by_its_token_limit_says_so(connection: Connection) ->
     assert (reply.finish_reason, reply.problem) == ("length", None)
 
 
-def test_likelihoods_are_the_mean_over_the_answer_alone(connection: Connection, reader: PromptReader) -> None:
+def test_likelihoods_are_the_mean_over_the_answer_alone(connection: Connection, reader: ChatTokenizer) -> None:
     rows = [Continuation(f"key-{i}", request(i).messages, f"words {i}") for i in range(20)]
     with FaultyServer() as server:
         engine = RemoteEngine(replace(connection, urls=[server.url]))
@@ -347,7 +347,7 @@ FAULTS = [
 ]  # fmt: skip
 
 
-def test_passing_faults_lose_no_row_and_pay_for_none_twice(connection: Connection, reader: PromptReader) -> None:
+def test_passing_faults_lose_no_row_and_pay_for_none_twice(connection: Connection, reader: ChatTokenizer) -> None:
     with FaultyServer(faults=FAULTS) as server:
         replies = ask(replace(connection, timeout_seconds=4), server, n=400)
     assert_all_answered(replies, reader, 400)
@@ -362,7 +362,7 @@ def test_passing_faults_of_a_chat_lose_no_row(connection: Connection) -> None:
 
 
 @pytest.mark.parametrize("status", [400, 500])
-def test_a_poisonous_row_fails_alone(connection: Connection, reader: PromptReader, status: int) -> None:
+def test_a_poisonous_row_fails_alone(connection: Connection, reader: ChatTokenizer, status: int) -> None:
     with FaultyServer(poison={prompt(reader, 13): status}) as server:
         replies = ask(connection, server)
     failed = {reply.key: reply for reply in replies if reply.problem}
@@ -373,13 +373,13 @@ def test_a_poisonous_row_fails_alone(connection: Connection, reader: PromptReade
     assert server.seen[prompt(reader, 13)] <= 1 + replicas.ROW_TRIES
 
 
-def test_a_busy_server_is_asked_again_for_the_same_group(connection: Connection, reader: PromptReader) -> None:
+def test_a_busy_server_is_asked_again_for_the_same_group(connection: Connection, reader: ChatTokenizer) -> None:
     with FaultyServer(faults=[http(429)] * 5) as server:
         assert_all_answered(ask(connection, server), reader)
     assert server.n_requests == 5 + 5, "a group that is split asks eight times as much of a server that is busy"
 
 
-def test_the_wait_that_a_server_asks_for_is_kept(connection: Connection, reader: PromptReader) -> None:
+def test_the_wait_that_a_server_asks_for_is_kept(connection: Connection, reader: ChatTokenizer) -> None:
     with FaultyServer(faults=[http(429, Retry_After="0.25")]) as server:
         began = time.monotonic()
         ask(connection, server, n=1)
@@ -387,14 +387,14 @@ def test_the_wait_that_a_server_asks_for_is_kept(connection: Connection, reader:
 
 
 @pytest.mark.parametrize("wait", ["3600", "-1", "nan", "Wed, 21 Oct 2099 07:28:00 GMT"])
-def test_no_server_makes_the_job_wait_for_ever(connection: Connection, reader: PromptReader, wait: str) -> None:
+def test_no_server_makes_the_job_wait_for_ever(connection: Connection, reader: ChatTokenizer, wait: str) -> None:
     with FaultyServer(faults=[http(429, Retry_After=wait)]) as server:
         began = time.monotonic()
         assert_all_answered(ask(connection, server, n=1), reader, 1)
     assert time.monotonic() - began < 60
 
 
-def test_a_prompt_that_is_too_long_is_never_sent(connection: Connection, reader: PromptReader) -> None:
+def test_a_prompt_that_is_too_long_is_never_sent(connection: Connection, reader: ChatTokenizer) -> None:
     long = Request("long", [{"role": "user", "content": "Question " * 600}], seed=0)
     with FaultyServer() as server:
         engine = RemoteEngine(replace(connection, urls=[server.url]))
@@ -408,7 +408,7 @@ def test_a_prompt_that_is_too_long_is_never_sent(connection: Connection, reader:
 # --- servers that fail ---
 
 
-def test_the_rows_of_a_server_that_dies_go_to_the_other(connection: Connection, reader: PromptReader) -> None:
+def test_the_rows_of_a_server_that_dies_go_to_the_other(connection: Connection, reader: ChatTokenizer) -> None:
     with FaultyServer(dies_after=40) as mortal, FaultyServer() as other:
         replies = ask(connection, mortal, other, n=400)
     assert_all_answered(replies, reader, 400)
@@ -416,7 +416,7 @@ def test_the_rows_of_a_server_that_dies_go_to_the_other(connection: Connection, 
     assert set((mortal.paid + other.paid).values()) == {1}
 
 
-def test_a_server_that_fails_every_row_does_not_draw_them(connection: Connection, reader: PromptReader) -> None:
+def test_a_server_that_fails_every_row_does_not_draw_them(connection: Connection, reader: ChatTokenizer) -> None:
     with FaultyServer(faults=[http(500)] * 100_000) as broken, FaultyServer() as other:
         assert_all_answered(ask(connection, broken, other, n=200), reader, 200)
 
@@ -458,14 +458,14 @@ def test_a_server_that_accepts_connections_and_says_nothing_ends_the_job(
 
 
 def test_a_busy_server_that_lists_its_models_slowly_is_not_taken_for_dead(
-    connection: Connection, reader: PromptReader
+    connection: Connection, reader: ChatTokenizer
 ) -> None:
     with FaultyServer(faults=[cut()] * 6, models_seconds=1.0) as server:
         assert_all_answered(ask(connection, server), reader)
 
 
 def test_a_server_that_answers_rows_is_not_taken_for_dead_whatever_else_it_leaves_unanswered(
-    connection: Connection, reader: PromptReader, monkeypatch: pytest.MonkeyPatch
+    connection: Connection, reader: ChatTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(replicas, "PATIENCE_SECONDS", 2.0)
     # Fifty groups, eight at a time: in all longer than that.
@@ -473,7 +473,7 @@ def test_a_server_that_answers_rows_is_not_taken_for_dead_whatever_else_it_leave
         assert_all_answered(ask(connection, server, n=400), reader, 400)
 
 
-def test_a_slow_row_does_not_take_its_server_out(connection: Connection, reader: PromptReader) -> None:
+def test_a_slow_row_does_not_take_its_server_out(connection: Connection, reader: ChatTokenizer) -> None:
     with FaultyServer(faults=[slow(600)] * 3) as server:
         replies = ask(replace(connection, timeout_seconds=3), server, n=80)
     assert_all_answered(replies, reader, 80)
@@ -515,7 +515,7 @@ def test_a_server_of_our_own_that_hangs_ends_the_job_with_its_last_lines(connect
 
 
 def test_the_rows_of_a_server_that_hangs_go_to_the_other(
-    connection: Connection, reader: PromptReader, caplog: pytest.LogCaptureFixture
+    connection: Connection, reader: ChatTokenizer, caplog: pytest.LogCaptureFixture
 ) -> None:
     with FaultyServer(faults=[slow(600)] * 10_000) as hung, FaultyServer() as other:
         engine = RemoteEngine(replace(connection, urls=[hung.url, other.url], timeout_seconds=2))
@@ -537,7 +537,7 @@ def test_rows_that_are_only_long_fail_as_rows_and_end_no_job(connection: Connect
 
 
 def test_a_server_that_dies_and_comes_back_gets_rows_again_each_time(
-    connection: Connection, reader: PromptReader, caplog: pytest.LogCaptureFixture
+    connection: Connection, reader: ChatTokenizer, caplog: pytest.LogCaptureFixture
 ) -> None:
     with FaultyServer() as other, ExitStack() as stack:
         lives = [stack.enter_context(FaultyServer(dies_after=40))]
@@ -557,7 +557,7 @@ def test_a_server_that_dies_and_comes_back_gets_rows_again_each_time(
 
 
 @pytest.fixture
-def ask_while_one_comes_back(connection: Connection, reader: PromptReader, caplog: pytest.LogCaptureFixture) -> Asked:
+def ask_while_one_comes_back(connection: Connection, reader: ChatTokenizer, caplog: pytest.LogCaptureFixture) -> Asked:
     """Rows for two servers, one of which is gone; once it is taken out, another starts at its port."""
 
     def asked(start: Callable[[int], FaultyServer], is_over: Callable[[FaultyServer], bool]) -> FaultyServer:
@@ -664,7 +664,7 @@ def test_an_interrupt_while_rows_are_read_does_not_hang_the_caller(connection: C
         list(RemoteEngine(replace(connection, urls=[server.url])).generate(rows(), SAMPLING))
 
 
-def test_an_engine_can_be_asked_again_and_twice_at_a_time(connection: Connection, reader: PromptReader) -> None:
+def test_an_engine_can_be_asked_again_and_twice_at_a_time(connection: Connection, reader: ChatTokenizer) -> None:
     with FaultyServer() as server:
         engine = RemoteEngine(replace(connection, urls=[server.url]))
         one, other = engine.generate(requests(40), SAMPLING), engine.generate(requests(40), SAMPLING)
@@ -692,7 +692,7 @@ def asked_for(opened: AbstractContextManager[Engine], server: FaultyServer) -> s
     return str(server.last_body["model"])
 
 
-def test_a_recipe_reaches_its_servers_with_token_ids(opened: Opened, reader: PromptReader) -> None:
+def test_a_recipe_reaches_its_servers_with_token_ids(opened: Opened, reader: ChatTokenizer) -> None:
     with FaultyServer() as one, FaultyServer() as other, opened(one.url, other.url) as engine:
         assert_all_answered(list(engine.generate(requests(80), SAMPLING)), reader, 80)
     assert one.paid

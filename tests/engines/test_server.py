@@ -27,8 +27,9 @@ from tasks.artifacts.store import Store, cache_folder, open_store
 from tasks.config import AbstentionConfig, EngineConfig, GenerateConfig, JudgeConfig, ModelConfig, RewriteConfig
 from tasks.engines import Continuation, Engine, Likelihood, Reply, Request, Sampling, open_engine
 from tasks.engines.remote import RemoteEngine
-from tasks.engines.server import BASE, Record, VllmServer, end_group, end_orphans, find_python, members
+from tasks.engines.server_processes import ServerRecord, end_group, end_orphans, members
 from tasks.engines.transformers import TransformersEngine
+from tasks.engines.vllm_server import BASE, VllmServer, find_python
 from tasks.errors import ConfigError, DataError, StepError
 from tasks.generate import generate, likelihood, rewrite
 from tasks.judge import judge
@@ -94,8 +95,8 @@ def by_key(found: Iterator[Reply]) -> dict[str, Reply]:
     return {reply.key: reply for reply in replies}
 
 
-def records() -> list[Record]:
-    return [Record(**json.loads(path.read_text())) for path in (cache_folder() / "servers").glob("*.json")]
+def records() -> list[ServerRecord]:
+    return [ServerRecord(**json.loads(path.read_text())) for path in (cache_folder() / "servers").glob("*.json")]
 
 
 def port_in(work: Path) -> int:
@@ -165,7 +166,7 @@ def test_the_steps_get_answers_and_verdicts_from_a_server_by_its_address(
     served: Engine, model: ModelConfig, tmp_path: Path
 ) -> None:
     assert isinstance(served, RemoteEngine)
-    there = EngineConfig(kind="openai", urls=tuple(served.connection.urls))
+    there = EngineConfig(kind="openai", urls=tuple(served.measured_model().urls))
     store = open_store(str(tmp_path))
     numbers = [f"{i:03}" for i in range(40)]
     asked = zip(numbers, lab_requests(), strict=True)
@@ -212,7 +213,7 @@ def test_golds_are_rewritten_and_answers_measured_on_a_server_as_in_process(
         found = pq.read_table(path).to_pylist()
         return written, {(row["example_id"], row["kind"]): row["base_nll"] for row in found}
 
-    written, measured = made(EngineConfig(kind="openai", urls=tuple(served.connection.urls)), tmp_path / "served")
+    written, measured = made(EngineConfig(kind="openai", urls=tuple(served.measured_model().urls)), tmp_path / "served")
     expected, expected_nll = made(EngineConfig(batch_tokens=4_000), tmp_path / "here")
     assert list(written) == list(expected) == numbers[1::2]
     same = [number for number in written if written[number]["text"] == expected[number]["text"].rstrip("\ufffd")]
@@ -252,7 +253,7 @@ def not_started(log: Path, adapters: dict[str, Path] | None = None) -> VllmServe
 def test_every_module_that_an_adapter_has_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_gpu: bool
 ) -> None:
-    monkeypatch.setattr("tasks.engines.server.has_cuda", lambda: on_gpu)
+    monkeypatch.setattr("tasks.engines.vllm_server.has_cuda", lambda: on_gpu)
     fused = adapter(tmp_path / "fused", ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"])
     other = adapter(tmp_path / "other", ["layers.0.self_attn.q_proj", "o_proj"])
     words = not_started(tmp_path / "log", {"fused": fused, "other": other})._arguments()
@@ -307,7 +308,7 @@ def test_a_broken_model_is_told_with_the_servers_last_lines(
     assert records_of(tmp_path) == []
 
 
-def records_of(work: Path) -> list[Record]:
+def records_of(work: Path) -> list[ServerRecord]:
     return [r for r in records() if psutil.pid_exists(r.pid) and psutil.Process(r.pid).cwd() == str(work.resolve())]
 
 
@@ -371,30 +372,32 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
 
 
 @pytest.fixture
-def record(sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Record:
+def record(sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ServerRecord:
     """Of the sleeper, whose owner is gone; in a cache of its own, beside which real servers are left alone."""
     monkeypatch.setenv("SSR_CACHE", str(tmp_path))
     with subprocess.Popen(["true"]) as owner:
         pass
     process = psutil.Process(sleeper.pid)
-    return Record(sleeper.pid, process.create_time() - psutil.boot_time(), process.exe(), owner.pid, owner_began=1.0)
+    return ServerRecord(
+        sleeper.pid, process.create_time() - psutil.boot_time(), process.exe(), owner.pid, owner_began=1.0
+    )
 
 
-def write(record: Record) -> Path:
+def write(record: ServerRecord) -> Path:
     path = cache_folder() / "servers" / f"{record.pid}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(dataclasses.asdict(record)))
     return path
 
 
-def test_a_server_without_its_owner_is_ended(record: Record) -> None:
+def test_a_server_without_its_owner_is_ended(record: ServerRecord) -> None:
     path = write(record)
     assert end_orphans() == [record.pid]
     assert members(record.pid) == []
     assert not path.exists()
 
 
-def test_a_server_whose_owner_lives_is_left_alone(record: Record, sleeper: subprocess.Popen[bytes]) -> None:
+def test_a_server_whose_owner_lives_is_left_alone(record: ServerRecord, sleeper: subprocess.Popen[bytes]) -> None:
     me = psutil.Process()
     path = write(dataclasses.replace(record, owner=me.pid, owner_began=me.create_time() - psutil.boot_time()))
     assert end_orphans() == []
@@ -403,7 +406,7 @@ def test_a_server_whose_owner_lives_is_left_alone(record: Record, sleeper: subpr
 
 
 def test_the_clock_may_be_set_while_a_server_runs(
-    record: Record, sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+    record: ServerRecord, sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     me = psutil.Process()
     write(dataclasses.replace(record, owner=me.pid, owner_began=me.create_time() - psutil.boot_time()))
@@ -416,7 +419,7 @@ def test_the_clock_may_be_set_while_a_server_runs(
 
 @pytest.mark.parametrize("change", [{"began": 1.0}, {"python": "/another/python"}])
 def test_a_process_that_only_has_the_number_of_a_server_is_never_ended(
-    record: Record, sleeper: subprocess.Popen[bytes], change: dict[str, object]
+    record: ServerRecord, sleeper: subprocess.Popen[bytes], change: dict[str, object]
 ) -> None:
     path = write(dataclasses.replace(record, **change))
     assert end_orphans() == []
@@ -424,7 +427,7 @@ def test_a_process_that_only_has_the_number_of_a_server_is_never_ended(
     assert not path.exists()
 
 
-def test_the_workers_of_a_server_whose_leader_is_gone_are_ended(record: Record) -> None:
+def test_the_workers_of_a_server_whose_leader_is_gone_are_ended(record: ServerRecord) -> None:
     code = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep({600})'])"
     with subprocess.Popen([sys.executable, "-c", code], start_new_session=True) as leader:
         pass
@@ -434,7 +437,7 @@ def test_the_workers_of_a_server_whose_leader_is_gone_are_ended(record: Record) 
     assert members(leader.pid) == []
 
 
-def test_a_record_that_cannot_be_read_is_removed(record: Record, sleeper: subprocess.Popen[bytes]) -> None:
+def test_a_record_that_cannot_be_read_is_removed(record: ServerRecord, sleeper: subprocess.Popen[bytes]) -> None:
     path = write(record)
     path.write_text("{")
     assert end_orphans() == []
@@ -442,7 +445,7 @@ def test_a_record_that_cannot_be_read_is_removed(record: Record, sleeper: subpro
 
 
 def test_a_group_that_ignores_the_request_is_ended_by_force(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.engines.server.GRACE_SECONDS", 0.3)
+    monkeypatch.setattr("tasks.engines.server_processes.GRACE_SECONDS", 0.3)
     code = "import signal, time; signal.signal(15, signal.SIG_IGN); print('ready', flush=True); time.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -453,4 +456,4 @@ def test_a_group_that_ignores_the_request_is_ended_by_force(monkeypatch: pytest.
 
 def test_a_missing_environment_names_what_makes_one(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="make engine"):
-        find_python(EngineConfig(kind="vllm", python=str(tmp_path / "python")))
+        find_python(str(tmp_path / "python"))

@@ -12,7 +12,7 @@ from faulty_server import FaultyServer
 
 from tasks.config import ModelConfig
 from tasks.engines import Continuation, Engine, Request, Sampling
-from tasks.engines.prompts import PromptReader
+from tasks.engines.chat_tokenizer import ChatTokenizer
 from tasks.engines.remote import Connection, RemoteEngine
 from tasks.engines.transformers import TransformersEngine
 from tasks.models import load_tokenizer
@@ -36,7 +36,7 @@ def engine(request: pytest.FixtureRequest, strict_model: ModelConfig) -> Iterato
     if request.param == "in process":
         yield TransformersEngine(strict_model, batch_tokens=4_000)
         return
-    reader = PromptReader(load_tokenizer(strict_model))
+    reader = ChatTokenizer(load_tokenizer(strict_model))
     connection = Connection(
         urls=[], model="base", prompts=reader, context=512, concurrency=8, timeout_seconds=20, is_vllm=True
     )

@@ -13,7 +13,7 @@ import toy
 from flows.planning import price as pricing
 from flows.planning.price import Line, price, size_of
 from tasks.config import ModelConfig, RunConfig
-from tasks.engines.prompts import PromptReader
+from tasks.engines.chat_tokenizer import ChatTokenizer
 from tasks.models import load_tokenizer
 
 N_TRAIN, N_TEST, N_PROBES = 5, 3, 4
@@ -50,7 +50,7 @@ def priced(raw: dict[str, Any], examples: Path, *, n_missing: int = N_TRAIN) -> 
 
 def lengths(model: str) -> tuple[float, float]:
     """Mean tokens of prompt and gold."""
-    reader = PromptReader(load_tokenizer(ModelConfig(base=model)))
+    reader = ChatTokenizer(load_tokenizer(ModelConfig(base=model)))
     pairs = [reader.with_answer(r["messages"], r["golds"][0]) for r in ROWS if r["split"] == "train"]
     prompts, golds = zip(*pairs, strict=True)
     return sum(map(len, prompts)) / N_TRAIN, sum(map(len, golds)) / N_TRAIN

@@ -21,7 +21,7 @@ class UnreadableChat(ValueError):
     """The model's template refuses a chat, such as one whose roles do not take turns. Its text is a row's problem."""
 
 
-class PromptReader:
+class ChatTokenizer:
     """Chats to token ids with a model's own tokenizer and template.
 
     Each method raises UnreadableChat for a chat that the template refuses.

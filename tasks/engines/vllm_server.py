@@ -1,8 +1,8 @@
-"""A vLLM server of our own: started from its own environment, watched, and gone with all its processes at the end.
+"""A vLLM server that a step starts from its own environment, watches, and ends with all its processes.
 
-Its environment is apart because vLLM and Prefect ask for versions of FastAPI that do not resolve together. A server
-never outlives its step: it is told to end when this process dies, and what a hard kill leaves behind all the same is
-found by its record and ended by the next start.
+vLLM has an environment of its own because it and Prefect require versions of FastAPI that do not resolve together. A
+server never outlives its step: it gets a signal when this process dies, and what a hard kill leaves behind is ended by
+the next start (`tasks.engines.server_processes`).
 """
 
 from __future__ import annotations
@@ -11,30 +11,26 @@ import json
 import logging
 import os
 import re
-import signal
 import socket
 import subprocess
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-import psutil
-
-from tasks.artifacts.store import cache_folder
 from tasks.config import EngineConfig, ModelConfig
+from tasks.engines.server_processes import end_group, end_orphans, record_server, remove_record
 from tasks.errors import ConfigError, DataError, StepError
 from tasks.models import context_length, model_folder
+from tasks.running.process import count_gpus
 
 logger = logging.getLogger(__name__)
 
 ENVIRONMENT = Path(__file__).parents[2] / ".venv-vllm"
 BASE = "base"  # the name of the model without an adapter
-GRACE_SECONDS = 15.0
 _POLL_SECONDS = 0.25
 _LOG_LINES, _LOG_ERRORS = 15, 5
 _ERROR = re.compile(r"\b[A-Z]\w*(?:Error|Exception): ")
@@ -59,22 +55,6 @@ CPU_KV_CACHE_GB = 2
 _NOT_ITS_BUSINESS = ("PYTHONPATH", "PYTHONHOME", "OMP_NUM_THREADS", "VLLM_API_KEY")
 
 
-@dataclass(frozen=True)
-class Record:
-    """What the next start needs to know of a server: its process group, what runs in it, and whose it is.
-
-    Attributes:
-        began: Seconds after boot; the time of day of a start moves with the clock.
-        python: What the server's processes run.
-    """
-
-    pid: int
-    began: float
-    python: str
-    owner: int
-    owner_began: float
-
-
 class VllmServer:
     """A running vLLM server; use as a context manager.
 
@@ -91,7 +71,7 @@ class VllmServer:
     def __init__(
         self, model: ModelConfig, config: EngineConfig, *, log: Path, adapters: Mapping[str, Path] | None = None
     ) -> None:
-        self._python = find_python(config)
+        self._python = find_python(config.python)
         self._model = model
         self._config = config
         self._adapters = dict(adapters or {})
@@ -127,7 +107,7 @@ class VllmServer:
                 env=self._environment(), cwd=self._log.parent,
             )  # fmt: skip
         try:
-            _remember(self._process.pid)
+            record_server(self._process.pid)
             self._wait(started)
         except BaseException:
             self._end()
@@ -220,16 +200,19 @@ class VllmServer:
         if self._process is not None:
             end_group(self._process.pid)
             self._process.poll()  # takes its exit code, so that no zombie stays
-            _forget(self._process.pid)
+            remove_record(self._process.pid)
 
 
-def find_python(config: EngineConfig) -> Path:
-    """Python of the environment that holds vLLM.
+def find_python(given: str | None = None) -> Path:
+    """The Python of the environment that holds vLLM.
+
+    Args:
+        given: `engine.python` of the recipe, if it says one.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: There is no such file.
     """
-    given = config.python or os.environ.get("SSR_VLLM_PYTHON")
+    given = given or os.environ.get("SSR_VLLM_PYTHON")
     path = Path(given).expanduser() if given else ENVIRONMENT / "bin" / "python"
     if not path.exists():
         where = f"{path}: no such file." if given else "vLLM's environment is not set up."
@@ -239,115 +222,7 @@ def find_python(config: EngineConfig) -> Path:
 
 def has_cuda() -> bool:
     """Whether there is an NVIDIA device, without loading torch."""
-    from tasks.running.process import count_gpus
-
     return count_gpus() > 0
-
-
-# --- processes ---
-
-
-def end_group(pgid: int) -> None:
-    """End a process group: asked first, then by force; returns when none of it is left, or nothing helps."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        _signal(pgid, number)
-        deadline = time.monotonic() + GRACE_SECONDS
-        while members(pgid):
-            if time.monotonic() > deadline:
-                break
-            time.sleep(0.1)
-        else:
-            return
-    # Stuck in a driver, where no signal reaches: waiting for it would hang this process, too.
-    logger.warning("process group %d does not end (left: %s)", pgid, members(pgid))
-
-
-def members(pgid: int) -> list[int]:
-    """The living processes of a group."""
-    found = []
-    for process in psutil.process_iter(["pid", "status"]):
-        try:
-            if os.getpgid(process.pid) == pgid and process.info["status"] != psutil.STATUS_ZOMBIE:
-                found.append(process.pid)
-        except ProcessLookupError:
-            continue
-    return found
-
-
-def _signal(pgid: int, number: signal.Signals) -> None:
-    try:
-        os.killpg(pgid, number)
-    except (ProcessLookupError, PermissionError):
-        return
-
-
-def _records() -> Path:
-    return cache_folder() / "servers"
-
-
-def _remember(pid: int) -> None:
-    record = Record(pid, _began(pid), psutil.Process(pid).exe(), os.getpid(), _began(os.getpid()))
-    _records().mkdir(parents=True, exist_ok=True)
-    # Whole or not at all: another start reads these, and removes what it cannot read.
-    written = _records() / f"{pid}.new"
-    written.write_text(json.dumps(asdict(record)))
-    written.replace(_records() / f"{pid}.json")
-
-
-def _forget(pid: int) -> None:
-    (_records() / f"{pid}.json").unlink(missing_ok=True)
-
-
-def end_orphans() -> list[int]:
-    """End the servers whose owner was killed before it could; their process ids."""
-    ended = []
-    for path in sorted(_records().glob("*.json")):
-        try:
-            record = Record(**json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError):
-            path.unlink(missing_ok=True)
-            continue
-        if _is(record.owner, record.owner_began):
-            continue
-        if _is_left(record):
-            logger.warning("ending a vLLM server that a killed run left behind (process group %d)", record.pid)
-            end_group(record.pid)
-            ended.append(record.pid)
-        path.unlink(missing_ok=True)
-    return ended
-
-
-def _is_left(record: Record) -> bool:
-    """Whether anything of a server runs. Its leader may be gone, or unreaped, and its workers not.
-
-    Another process may have the number by now; a group whose leader is gone must at least run what ours ran.
-    """
-    try:
-        is_same = abs(_began(record.pid) - record.began) < 1
-    except psutil.NoSuchProcess:
-        is_same = True  # a group's number is free again only when all of the group is gone
-    return is_same and any(_runs(pid) == record.python for pid in members(record.pid))
-
-
-def _is(pid: int, began: float) -> bool:
-    try:
-        return abs(_began(pid) - began) < 1 and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _began(pid: int) -> float:
-    return float(psutil.Process(pid).create_time() - psutil.boot_time())
-
-
-def _runs(pid: int) -> str | None:
-    try:
-        return str(psutil.Process(pid).exe())
-    except psutil.Error:
-        return None
-
-
-# --- small things ---
 
 
 def _free_port() -> int:

@@ -7,7 +7,6 @@ missing from the next run.
 from __future__ import annotations
 
 import logging
-import os
 import re
 import threading
 from collections.abc import Iterable, Mapping
@@ -21,6 +20,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 
+from tasks.artifacts.s3_store import S3Store
 from tasks.artifacts.store import Ref, Store
 from tasks.config import RunConfig
 from tasks.report.pages import fenced
@@ -223,10 +223,7 @@ def _unlinked(markdown: str) -> str:
 
 
 def _aws_page(store: Store, address: str) -> str | None:
-    elsewhere = getattr(store.fs, "endpoint_url", None) or any(
-        os.environ.get(name) for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
-    )
-    if not address.startswith("s3://") or elsewhere:
+    if not isinstance(store, S3Store) or not address.startswith("s3://") or not store.files.is_aws:
         return None
     bucket, _, prefix = address.removeprefix("s3://").partition("/")
     folder = prefix.rpartition("/")[0] if address != store.uri else prefix

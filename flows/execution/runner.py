@@ -18,6 +18,7 @@ from flows.execution.devices import at_a_time
 from flows.execution.prefect_ui import HowFar
 from flows.rehearsal import forced_by
 from tasks.artifacts.digest import digest_of
+from tasks.artifacts.local_store import LocalStore
 from tasks.artifacts.store import Manifest, Ref, Store, open_store
 from tasks.config import Section
 from tasks.errors import SsrError, StepError
@@ -114,7 +115,7 @@ def _records_of(store: Store) -> ResultStorage:
 
     On S3 it must be a block that the server knows. There are no credentials in it: they are where the store finds them.
     """
-    if store.is_local:
+    if isinstance(store, LocalStore):
         return Path(store.root) / "prefect"
     name = f"ssr-{digest_of(store.uri)[:16]}"
     block = RemoteFileSystem(basepath=f"{store.uri}/prefect")

@@ -19,7 +19,6 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,14 +28,11 @@ from flows.promotion.advance import kept_artifacts
 from flows.promotion.copies import PROMOTED
 from flows.runs.records import all_runs
 from tasks.artifacts.claims import claimed_if_free, claims, is_claimed
-from tasks.artifacts.store import Ref, Store, StoredFile, local_files
+from tasks.artifacts.files import StoredFile, files_at
+from tasks.artifacts.store import Ref, Store
 
 DAYS = 7  # that unfinished work stays, of a run that may be taken up again
 _LEFTOVER_SECONDS = 24 * 3600  # what is half-written for so long was left by a kill
-_HEX = "[0-9a-f]" * 32
-_LEFTOVERS = ("steps/*/.staging-*", "rows/*/*/.part-*", "items/.*", "runs/*.part", "current/*.part", "current/*/*.part")
-_LEFTOVERS_OF_CACHE = ("staging/*/.staging-*", "rows/*/*/.part-*", f"steps/*/*/**/.*.{_HEX}")
-
 KINDS = ("artifacts", "copies", "work", "claims", "leftovers")
 
 Names = set[tuple[str, str]]  # step and fingerprint
@@ -126,28 +122,21 @@ def _artifacts(store: Store, used: Names) -> Iterator[_Found]:
         for fingerprint in store.fingerprints(step):
             if (step, fingerprint) in used or (step == PROMOTED and _is_young(store, "steps", step, fingerprint)):
                 continue
-            manifest = store.manifest(step, fingerprint)
+            ref = Ref(step=step, fingerprint=fingerprint)
+            manifest = store.manifest(**ref)
             sizes = [entry["size"] for entry in manifest.files] if manifest else []
-            n_bytes = sum(sizes or (file.size for file in store.files("steps", step, fingerprint)))
-            yield _Found("artifacts", f"{step}/{fingerprint}", n_bytes, _artifact_remover(store, step, fingerprint))
+            n_bytes = sum(sizes or (file.size for file in store.files_below("steps", step, fingerprint)))
+            yield _Found("artifacts", f"{step}/{fingerprint}", n_bytes, _artifact_remover(store, ref))
 
 
 def _is_young(store: Store, *parts: str) -> bool:
     """An adapter is copied just before its promotion is written, and no record of a run names the copy."""
-    return time.time() - _changed(store.files(*parts)) < _LEFTOVER_SECONDS
+    return time.time() - _changed(store.files_below(*parts)) < _LEFTOVER_SECONDS
 
 
-def _artifact_remover(store: Store, step: str, fingerprint: str) -> Callable[[], bool]:
-    folder = store.path("steps", step, fingerprint)
-
+def _artifact_remover(store: Store, ref: Ref) -> Callable[[], bool]:
     def remove() -> bool:
-        # The manifest first: an artifact without one does not exist, so a kill here leaves no half of one.
-        if store.is_local:
-            Path(f"{folder}/manifest.json").unlink(missing_ok=True)
-            shutil.rmtree(folder)
-        else:
-            store.remote.remove(f"{folder}/manifest.json")
-            store.remote.remove_folder(folder)
+        store.remove(ref)
         return True
 
     return remove
@@ -155,27 +144,24 @@ def _artifact_remover(store: Store, step: str, fingerprint: str) -> Callable[[],
 
 def _copies(store: Store, gone: set[str]) -> Iterator[_Found]:
     """Here first, then on the store: what is published meanwhile is not among them."""
-    folders = [] if store.is_local else sorted(store.cache.glob("steps/*/*/"))
+    folders = store.copies()
     there = {step: set(store.names("steps", step)) for step in {folder.parent.name for folder in folders}}
     for folder in folders:
         step, name = folder.parent.name, f"{folder.parent.name}/{folder.name}"
         if name in gone or folder.name not in there[step]:
-            yield _Found("copies", name, _n_bytes(_files_of(folder)), _path_remover(folder))
+            yield _Found("copies", name, _n_bytes(files_at(folder)), _path_remover(folder))
 
 
 def _work(store: Store, planned: Names, busy: Names, old: float) -> Iterator[_Found]:
     """Of steps that are done, and of those that no kept run plans and where nothing has changed since `old`."""
-    here = {(path.parent.name, path.name): path for path in store.cache.glob("work/*/*/")}
-    names = set(here)
-    if not store.is_local:
-        names |= {(step, name) for step in store.names("work") for name in store.names("work", step)}
+    names = {(path.parent.name, path.name) for path in store.cache.glob("work/*/*/")}
+    names |= {(step, name) for step in store.names("work") for name in store.names("work", step)}
     for step, fingerprint in sorted(names):
         ref = Ref(step=step, fingerprint=fingerprint)
         done = store.manifest(**ref) is not None
         if (step, fingerprint) in busy or (not done and (step, fingerprint) in planned):
             continue
-        path = here.get((step, fingerprint))
-        files = (_files_of(path) if path else []) + ([] if store.is_local else store.files("work", step, fingerprint))
+        files = store.work_files(**ref)
         if done or _changed(files) < old:
             yield _Found("work", f"{step}/{fingerprint}", _n_bytes(files), _work_remover(store, ref))
 
@@ -201,9 +187,9 @@ def _dead_claim(store: Store, ref: Ref) -> _Found:
 def _leftovers(store: Store, busy: Names) -> Iterator[_Found]:
     # A step that is being made may have staged nothing for days: many write their files at their end.
     staged = {(step, f".staging-{fingerprint[:16]}") for step, fingerprint in busy}
-    for pattern in _LEFTOVERS if store.is_local else _LEFTOVERS_OF_CACHE:
+    for pattern in store.leftovers:
         for path in sorted(store.cache.glob(pattern)):
-            files = _files_of(path)
+            files = files_at(path)
             if time.time() - _changed(files) < _LEFTOVER_SECONDS or (path.parent.name, path.name[:25]) in staged:
                 continue
             yield _Found("leftovers", path.relative_to(store.cache).as_posix(), _n_bytes(files), _path_remover(path))
@@ -218,15 +204,6 @@ def _path_remover(path: Path) -> Callable[[], bool]:
         return True
 
     return remove
-
-
-def _files_of(path: Path) -> list[StoredFile]:
-    """A file; or a folder, as one without size, and the files below it."""
-    files = local_files(path)
-    with suppress(FileNotFoundError):  # others work here
-        stat = path.stat()
-        files.append(StoredFile("", 0 if path.is_dir() else stat.st_size, stat.st_mtime))
-    return files
 
 
 def _changed(files: list[StoredFile]) -> float:

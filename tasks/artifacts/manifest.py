@@ -10,6 +10,8 @@ from typing import Any, TypedDict
 from tasks.artifacts.digest import digest_of, file_digest
 from tasks.errors import StoreError
 
+_WEIGHTS = ".safetensors"
+
 
 class Ref(TypedDict):
     """A reference to an artifact: all that steps hand to each other."""
@@ -51,7 +53,13 @@ class Manifest:
         """A digest of the artifact's files: equal for equal bytes."""
         return digest_of(list(self.files))
 
+    @property
+    def weights_digest(self) -> str:
+        """A digest of the weights of a model or adapter: its safetensors files, by name, without its settings."""
+        return digest_of({entry["name"]: entry["sha256"] for entry in self.files if entry["name"].endswith(_WEIGHTS)})
+
     def to_json(self) -> str:
+        """The text of `manifest.json`."""
         return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
 
     @classmethod

@@ -30,8 +30,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tasks.artifacts.digest import digest_of
+from tasks.artifacts.files import put_in_place
 from tasks.artifacts.s3 import at_once
-from tasks.artifacts.store import Store, put_in_place
+from tasks.artifacts.s3_store import S3Store
+from tasks.artifacts.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -82,16 +84,16 @@ class RowStore:
         A part that cannot be read is left out, with a warning.
         """
         folder = self._folder()
-        if not self.store.is_local:
-            for unsent in sorted(folder.glob(f"{_UNSENT}*")):
-                self._send(unsent)
+        for unsent in sorted(folder.glob(f"{_UNSENT}*")):
+            self._send(unsent)
         # A listing may be a moment old: what this process wrote is there all the same.
         names = sorted(self._sent.union(self.store.names("rows", self.table, self.space)))
         paths = [folder / name for name in names if name.startswith("part-")]
-        if not self.store.is_local:
-            # A copy that was torn here may be whole there.
-            wanted = [path for path in paths if not path.exists() or (path not in self._readable and _damage(path))]
-            at_once(lambda path: self.store.remote.download(self._remote(path.name), path), wanted)
+        unknown = [path for path in paths if path not in self._readable and path.exists()]
+        self._readable |= {path: True for path in unknown if _damage(path) is None}
+        # A copy that was torn here may be whole there.
+        wanted = [path for path in paths if path not in self._readable or not path.exists()]
+        at_once(lambda path: self.store.files.download(self._remote(path.name), path), wanted)
         return [path for path in paths if self._is_readable(path)]
 
     def done(self, *, failures: bool = True) -> DoneKeys:
@@ -128,10 +130,10 @@ class RowStore:
         temporary = folder / f".{name}"
         pq.write_table(pa.Table.from_pylist(self._pending, schema=self.schema), temporary, compression="zstd")
         self._pending = []
-        if self.store.is_local:
-            put_in_place(temporary, folder / name)
-        else:
+        if isinstance(self.store, S3Store):
             self._send(put_in_place(temporary, folder / f"{_UNSENT}{name}"))
+        else:
+            put_in_place(temporary, folder / name)
 
     def _send(self, unsent: Path) -> None:
         name = unsent.name.removeprefix(_UNSENT)
@@ -141,7 +143,7 @@ class RowStore:
                 logger.warning("%s: torn, and removed unsent (%s): its rows are asked for again", unsent, damage)
                 unsent.unlink()
                 return
-            self.store.remote.upload(unsent, self._remote(name))
+            self.store.files.upload(unsent, self._remote(name))
             unsent.replace(unsent.with_name(name))
         self._sent.add(name)
 
@@ -158,8 +160,7 @@ class RowStore:
         return self._readable[path]
 
     def _folder(self) -> Path:
-        base = Path(self.store.root) if self.store.is_local else self.store.cache
-        return base / "rows" / self.table / self.space
+        return self.store.cache / "rows" / self.table / self.space
 
     def _remote(self, name: str) -> str:
         return self.store.path("rows", self.table, self.space, name)

@@ -1,7 +1,7 @@
 """Files on S3: patient with a server that fails in passing, quick and clear with one that will not do.
 
 What is repeated, with growing random pauses: by botocore a request (5xx, 429, a cut connection), by s3fs a body that
-broke off, and by `patiently` the whole operation while the server is away. What another try cannot help (no such
+broke off, and by `_patiently` the whole operation while the server is away. What another try cannot help (no such
 bucket, no permission) fails at once. After `PATIENCE_SECONDS` the operation is a StoreError.
 
 Not covered: what the files mean (`tasks.artifacts.store`), and other remote file systems.
@@ -16,11 +16,12 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import fsspec
 import tenacity
 
+from tasks.artifacts.files import StoredFile
 from tasks.errors import SsrError, StoreError
 
 logger = logging.getLogger(__name__)
@@ -84,11 +85,23 @@ class S3Files:
     fs: fsspec.AbstractFileSystem
     patience: float | None = None
 
+    @property
+    def is_aws(self) -> bool:
+        """Whether the objects are on Amazon's servers."""
+        return not self.fs.endpoint_url
+
+    def in_a_hurry(self) -> S3Files:
+        """The same files for a preflight: with them, a silent server is given up within seconds."""
+        fs, _ = open_s3(self.uri, in_a_hurry=True)
+        return S3Files(self.uri, fs, FIRST_PATIENCE_SECONDS)
+
     def read(self, path: str) -> bytes:
+        """The content of an object; FileNotFoundError if it is not there."""
         # In one piece: otherwise s3fs asks for the size first.
         return bytes(self._do("read", path, lambda: self.fs.cat_file(path, max_concurrency=1)))
 
     def write(self, path: str, content: bytes) -> None:
+        """Write or replace an object."""
         self._do("write", path, lambda: self.fs.pipe_file(path, content))
 
     def swap(self, path: str, content: bytes, etag: str | None) -> bool:
@@ -135,21 +148,26 @@ class S3Files:
             part.unlink(missing_ok=True)
 
     def etag(self, path: str) -> str:
+        """The ETag of an object, which changes with its content; FileNotFoundError if it is not there."""
         return str(self._do("read", path, lambda: self.fs.info(path))["ETag"])
 
-    def entries(self, path: str) -> list[dict[str, Any]]:  # Any: as s3fs describes an object
-        """What is directly below a folder; nothing if there is no such folder."""
+    def names(self, path: str) -> list[str]:
+        """The names directly below a folder; none if there is no such folder."""
         try:
             found = self._do("list", path, lambda: self.fs.ls(path, detail=True, refresh=True))
         except FileNotFoundError:
             return []
+        names = [entry["name"].rstrip("/") for entry in found]
         # Some tools make an empty object to stand for the folder.
-        return [entry for entry in found if entry["name"].rstrip("/") != path]
+        return [name.rsplit("/", 1)[-1] for name in names if name != path]
 
-    def sizes(self, path: str) -> dict[str, int]:
-        """The size of every file below a folder, by its name relative to the folder."""
+    def files(self, path: str) -> list[StoredFile]:
+        """Every file below a folder, by its name relative to it; none if there is no such folder."""
         found = self._do("list", path, lambda: self.fs.find(path, detail=True))
-        return {name.removeprefix(f"{path}/"): entry["size"] for name, entry in found.items()}
+        return [
+            StoredFile(name.removeprefix(f"{path}/"), entry["size"], entry["LastModified"].timestamp())
+            for name, entry in found.items()
+        ]
 
     def remove(self, path: str) -> None:
         """Remove an object; it need not be there."""
@@ -165,11 +183,11 @@ class S3Files:
     def _do(self, verb: str, path: str, call: Callable[[], T]) -> T:
         patience = PATIENCE_SECONDS if self.patience is None else self.patience
         try:
-            return patiently(call, patience)
+            return _patiently(call, patience)
         except Exception as error:
             if isinstance(error, FileNotFoundError) and _answer(error)[1] != "NoSuchBucket":
                 raise
-            raise StoreError(in_words(self.uri, f"{verb} {path}", error, patience)) from error
+            raise StoreError(_in_words(self.uri, f"{verb} {path}", error, patience)) from error
 
 
 def at_once(do: Callable[[T], object], things: Iterable[T]) -> None:
@@ -179,7 +197,7 @@ def at_once(do: Callable[[T], object], things: Iterable[T]) -> None:
             pass
 
 
-def patiently(call: Callable[[], T], seconds: float) -> T:
+def _patiently(call: Callable[[], T], seconds: float) -> T:
     """Repeat a call that fails in passing until it succeeds or the time is up; then raise its last error."""
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(_is_passing),
@@ -218,7 +236,7 @@ def _answer(error: BaseException) -> tuple[int, str]:
     return 0, ""
 
 
-def in_words(uri: str, deed: str, error: BaseException, seconds: float) -> str:
+def _in_words(uri: str, deed: str, error: BaseException, seconds: float) -> str:
     """What went wrong on S3 while doing `deed` for `seconds`, and what to do about it."""
     if isinstance(error, SsrError):
         return str(error)

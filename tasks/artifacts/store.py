@@ -22,63 +22,52 @@ import logging
 import os
 import shutil
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
-
-from tasks.artifacts.digest import digest_of, file_digest, fsync_folder
+from tasks.artifacts.digest import digest_of
+from tasks.artifacts.files import LocalFiles, StoredFile, files_at
+from tasks.artifacts.lease import Lease, NoLease
 from tasks.artifacts.manifest import FileEntry as FileEntry
 from tasks.artifacts.manifest import Manifest as Manifest
 from tasks.artifacts.manifest import Ref as Ref
 from tasks.artifacts.manifest import checked_name
 from tasks.artifacts.manifest import describe_files as describe_files
-from tasks.artifacts.s3 import FIRST_PATIENCE_SECONDS, S3Files, at_once, in_words, open_s3, patiently
+from tasks.artifacts.s3 import S3Files, open_s3
 from tasks.errors import SsrError, StoreError
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 _STORE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}  # of a write
-_REPLACE_TRIES = 100  # each is lost only to another worker that published in that very moment
-
-
-class StoredFile(NamedTuple):
-    """A file as a listing shows it; `changed` in seconds since 1970."""
-
-    name: str
-    size: int
-    changed: float
 
 
 @dataclass(frozen=True)
-class Store:
-    """A place for artifacts. Open one with `open_store`.
+class Store(ABC):
+    """A place for artifacts. `open_store` opens one: a `LocalStore` or an `S3Store`.
 
     Attributes:
         uri: As the user wrote it, without a trailing slash.
-        root: The same place as `fs` knows it.
-        cache: Local folder for work in progress and for copies of remote files.
+        root: The same place as `files` knows it.
+        cache: Local folder for work in progress and for copies of remote files. A local store is its own cache folder.
+        leftovers: Patterns below the cache folder of what a killed process leaves half-written there.
     """
 
     uri: str
-    fs: fsspec.AbstractFileSystem
     root: str
     cache: Path
-
-    @property
-    def is_local(self) -> bool:
-        return isinstance(self.fs, LocalFileSystem)
+    files: LocalFiles | S3Files
+    leftovers: ClassVar[tuple[str, ...]]
 
     def path(self, *parts: str) -> str:
-        """Where something below the store is.
+        """The path of something below the store, as `files` takes it.
 
         Raises:
-            StoreError: It would be elsewhere: the parts are from a damaged or hostile record.
+            StoreError: It would lead out of the store: the parts are from a damaged or hostile record.
         """
         return "/".join([self.root, *(checked_name(part, where=self.uri) for part in parts)])
 
@@ -86,32 +75,23 @@ class Store:
         """Where a person finds an artifact or one of its files."""
         return "/".join(part for part in (self.uri, "steps", ref["step"], ref["fingerprint"], name) if part)
 
-    @property
-    def remote(self) -> S3Files:
-        """The file operations of a store that is not local."""
-        return S3Files(self.uri, self.fs)
-
     def preflight(self) -> None:
         """Write, list, read and remove a small object, so that a store that fails does so before a GPU is touched.
 
         Raises:
             StoreError: Within seconds, also when the server does not answer.
         """
-        probe = f".probe-{uuid.uuid4().hex}"
+        path = self.path(f".probe-{uuid.uuid4().hex}")
         try:
-            if self.is_local:
-                self.fs.makedirs(self.root, exist_ok=True)
-                content = _probe(self.fs, self.root, probe)
-            else:
-                fs, root = open_s3(self.uri, in_a_hurry=True)
-                content = patiently(lambda: _probe(fs, root, probe), FIRST_PATIENCE_SECONDS)
+            files = self.files.in_a_hurry()
+            files.write(path, b"ssr")
+            files.names(self.root)  # rows and runs are found by listing, which a policy of S3 may forget to permit
+            content = files.read(path)
+            files.remove(path)
         except Exception as error:  # any failure of any file system means the same: this store cannot be used
-            say = _unusable(self.uri, error)
-            if not self.is_local:
-                say = in_words(self.uri, "use this store", error, FIRST_PATIENCE_SECONDS)
-            raise StoreError(say) from error
+            raise StoreError(_unusable(self.uri, error)) from error
         if content != b"ssr":
-            raise StoreError(f"{self.uri}: what was written is not what is read back")
+            raise StoreError(f"{self.uri}: the store gives back other bytes than were written to it")
 
     # --- artifacts ---
 
@@ -119,7 +99,7 @@ class Store:
         """The manifest of a published artifact, or None. Does not look at its files.
 
         Raises:
-            StoreError: The store could not be asked: that is not to say that there is none.
+            StoreError: The store did not answer, which does not mean that there is no artifact.
         """
         try:
             content = self.read("steps", step, fingerprint, MANIFEST)
@@ -134,83 +114,41 @@ class Store:
             logger.warning("%s", error)
             return None
 
+    def require(self, ref: Ref) -> Manifest:
+        """The manifest of an artifact that must be there.
+
+        Raises:
+            StoreError: It is not.
+        """
+        manifest = self.manifest(**ref)
+        if manifest is None:
+            raise StoreError(f"{self.link(ref)}: no such artifact. Run the same command again to make it.")
+        return manifest
+
+    def weights_digest(self, adapter: Ref) -> str | None:
+        """One digest of an adapter's weights as they are in the store now; None if the adapter is gone."""
+        manifest = self.manifest(**adapter)
+        return manifest.weights_digest if manifest else None
+
+    @abstractmethod
     def verified(self, step: str, fingerprint: str) -> Manifest | None:
         """The manifest if every file is there with the recorded size and, on a local store, the recorded digest.
 
         A remote file's digest is checked when it is fetched.
         """
-        manifest = self.manifest(step, fingerprint)
-        if manifest is None:
-            return None
-        if not self.is_local:
-            sizes = self.remote.sizes(self.path("steps", step, fingerprint))
-            return manifest if all(sizes.get(entry["name"]) == entry["size"] for entry in manifest.files) else None
-        folder = Path(self.path("steps", step, fingerprint))
-        for entry in manifest.files:
-            try:
-                if (folder / entry["name"]).stat().st_size != entry["size"]:
-                    return None
-                if file_digest(folder / entry["name"]) != entry["sha256"]:
-                    return None
-            except FileNotFoundError:  # or another worker is just putting others in their place
-                return None
-        return manifest
 
+    @abstractmethod
     def fetch(self, ref: Ref) -> Path:
         """A local folder with the artifact's files; remote ones are downloaded once and checked.
 
         Raises:
             StoreError: The artifact is not there, or a file is not what its manifest says.
         """
-        manifest = self.manifest(**ref)
-        if manifest is None:
-            raise StoreError(f"{self.link(ref)}: no such artifact. Run the same command again to make it.")
-        if self.is_local:
-            return Path(self.path("steps", ref["step"], ref["fingerprint"]))
-        folder = self.cache / "steps" / ref["step"] / ref["fingerprint"]
-        at_once(lambda entry: self._fetch_file(ref, entry, folder / entry["name"]), manifest.files)
-        return folder
-
-    def _fetch_file(self, ref: Ref, entry: FileEntry, target: Path) -> None:
-        if target.exists() and file_digest(target) == entry["sha256"]:
-            return
-        # Twice, because of what may happen on the way.
-        if self._fetched(ref, entry, target) or self._fetched(ref, entry, target):
-            return
-        where, now = self.link(ref, entry["name"]), self.manifest(**ref)
-        if now is not None and entry not in now.files:
-            raise StoreError(f"{where}: made again while it was read. Run the same command again.")
-        # Two workers may have published different bytes of one size at once. By its sizes, every run would take the
-        # artifact for whole, and none could read it.
-        self.remote.remove(self.path("steps", ref["step"], ref["fingerprint"], MANIFEST))
-        raise StoreError(
-            f"{where}: the content is not what the manifest says, so the artifact counts as not there from now on. "
-            "Run the same command again to make it."
-        )
-
-    def _fetched(self, ref: Ref, entry: FileEntry, target: Path) -> bool:
-        """Whether it is what the manifest says; only then it is at its place."""
-        path = self.path("steps", ref["step"], ref["fingerprint"], entry["name"])
-        part = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-        try:
-            self.remote.download(path, part)
-            if file_digest(part) != entry["sha256"]:
-                return False
-            part.replace(target)
-        except FileNotFoundError as error:
-            raise StoreError(
-                f"{self.link(ref, entry['name'])}: not there, though the manifest names it. "
-                "Run the same command again to make it."
-            ) from error
-        finally:
-            part.unlink(missing_ok=True)
-        return True
 
     @contextmanager
     def staging(self, step: str, fingerprint: str) -> Iterator[Path]:
         """A fresh local folder beside the place it will be published to; removed if it was not published."""
-        parent = Path(self.path("steps", step)) if self.is_local else self.cache / "staging" / step
-        folder = parent / f".staging-{fingerprint[:16]}-{uuid.uuid4().hex[:8]}"
+        folder = self._staging_folder(step) / f".staging-{fingerprint[:16]}-{uuid.uuid4().hex[:8]}"
         try:
             folder.mkdir(parents=True)
             yield folder
@@ -225,81 +163,57 @@ class Store:
         """Make the staged files the artifact, all at once; `manifest.files` must already describe them."""
         target = self.path("steps", manifest.step, manifest.fingerprint)
         try:
-            if self.is_local:
-                (staged / MANIFEST).write_text(manifest.to_json())
-                share_as(staged / MANIFEST)
-                fsync_folder(staged)
-                self._replace_folder(staged, Path(target), manifest)
-                return
-            self._upload_all(staged, target, manifest)
+            self._publish(staged, target, manifest)
         except Exception as error:
             raise StoreError(_unusable(self.uri, error)) from error
-        self._keep_copy(staged, manifest)
 
-    def _upload_all(self, staged: Path, target: str, manifest: Manifest) -> None:
-        old = self.manifest(manifest.step, manifest.fingerprint)
-        if old is not None and old.content_digest != manifest.content_digest:
-            # Its files are about to change under it: until the new manifest is there, there is no artifact.
-            self.remote.remove(f"{target}/{MANIFEST}")
-        names = [entry["name"] for entry in manifest.files]
-        at_once(lambda name: self.remote.upload(staged / name, f"{target}/{name}"), names)
-        self.remote.write(f"{target}/{MANIFEST}", manifest.to_json().encode())
+    def remove(self, ref: Ref) -> None:
+        """Remove an artifact, its manifest first: without one it does not exist, so a kill leaves no half of one."""
+        folder = self.path("steps", ref["step"], ref["fingerprint"])
+        self.files.remove(f"{folder}/{MANIFEST}")
+        self.files.remove_folder(folder)
 
-    def _replace_folder(self, staged: Path, target: Path, manifest: Manifest) -> None:
-        for _ in range(_REPLACE_TRIES):
-            try:
-                os.replace(staged, target)
-                return
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise
-            there = self.verified(manifest.step, manifest.fingerprint)
-            if there is not None and there.content_digest == manifest.content_digest:
-                # Another worker was first, or the same was made by force: whoever reads the files goes on reading.
-                with suppress(FileNotFoundError):  # a third worker has just moved it
-                    put_in_place(staged / MANIFEST, target / MANIFEST)
-                    return
-            # The old content is damaged, or made again by force and another: ours takes its place.
-            aside = target.with_name(f".staging-old-{uuid.uuid4().hex[:8]}")
-            with suppress(FileNotFoundError):  # a third worker has just moved it
-                os.replace(target, aside)
-            shutil.rmtree(aside, ignore_errors=True)
-        raise StoreError(f"{target}: other workers publish it all the time. Run the same command again.")
-
-    def _keep_copy(self, staged: Path, manifest: Manifest) -> None:
-        """Keep what was uploaded for who reads it here: one that has the same files goes on reading them."""
-        copy = self.cache / "steps" / manifest.step / manifest.fingerprint
-        try:
-            if copy.exists() and describe_files(copy) == manifest.files:
-                return
-            shutil.rmtree(copy, ignore_errors=True)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(staged, copy)
-        except OSError as error:  # another step here has just fetched it, say; it is published, and can be fetched
-            logger.debug("%s: no copy kept: %s", copy, error)
-
-    def work_folder(self, step: str, fingerprint: str) -> Path:
-        """A local folder that outlives a killed step: checkpoints. `done_with_work` removes it."""
-        base = Path(self.root) if self.is_local else self.cache
-        folder = base / "work" / step / fingerprint
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
-
-    def done_with_work(self, step: str, fingerprint: str) -> None:
-        shutil.rmtree(self.work_folder(step, fingerprint), ignore_errors=True)
-        if self.is_local:
-            return
-        try:
-            self.remote.remove_folder(self.path("work", step, fingerprint))
-        except StoreError as error:  # the artifact is safe, and nothing reads these any more
-            logger.warning("%s: what it kept while it ran could not be removed: %s", step, error)
+    def copies(self) -> list[Path]:
+        """The local copies of artifacts of a remote store, as folders `<step>/<fingerprint>` of the cache folder."""
+        return []
 
     def fingerprints(self, step: str) -> list[str]:
         """All fingerprints published for a step, newest first where the file system tells."""
-        entries = self._entries("steps", step)
-        entries.sort(key=lambda e: str(e.get("mtime") or e.get("LastModified") or ""), reverse=True)
-        names = [self._name(entry, "steps", step) for entry in entries]
-        return [name for name in names if not name.startswith(".")]
+        return [name for name in self._names("steps", step) if not name.startswith(".")]
+
+    @abstractmethod
+    def lease(self, ref: Ref, *, alone: bool) -> Lease | NoLease:
+        """The claim of an artifact among machines, not yet taken.
+
+        Args:
+            alone: A file lock makes sure that no other process with this cache folder has claimed it.
+        """
+
+    @abstractmethod
+    def _staging_folder(self, step: str) -> Path: ...
+
+    @abstractmethod
+    def _publish(self, staged: Path, target: str, manifest: Manifest) -> None: ...
+
+    # --- unfinished work ---
+
+    def work_folder(self, step: str, fingerprint: str) -> Path:
+        """A local folder that outlives a killed step: checkpoints. `done_with_work` removes it."""
+        folder = self.cache / "work" / step / fingerprint
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def work_files(self, step: str, fingerprint: str) -> list[StoredFile]:
+        """All files of unfinished work, in the cache folder and on the store, and the folder itself with size 0."""
+        return files_at(self.cache / "work" / step / fingerprint)
+
+    def done_with_work(self, step: str, fingerprint: str) -> None:
+        """Remove the work folder, here and on the store."""
+        shutil.rmtree(self.work_folder(step, fingerprint), ignore_errors=True)
+        try:
+            self.files.remove_folder(self.path("work", step, fingerprint))
+        except (StoreError, OSError) as error:  # the artifact is safe, and nothing reads these files any more
+            logger.warning("%s: its unfinished work could not be removed from the store: %s", step, error)
 
     # --- files and folders ---
 
@@ -308,10 +222,9 @@ class Store:
 
         Raises:
             FileNotFoundError: It is not there.
-            StoreError: The store could not be asked.
+            StoreError: The store did not answer.
         """
-        path = self.path(*parts)
-        return Path(path).read_bytes() if self.is_local else self.remote.read(path)
+        return self.files.read(self.path(*parts))
 
     def names(self, *parts: str) -> list[str]:
         """The names in a folder, sorted; none if it is not there.
@@ -319,46 +232,25 @@ class Store:
         Raises:
             StoreError: One of them leads out of the folder. To pass over it might pay for its rows again.
         """
-        return sorted(self._name(entry, *parts) for entry in self._entries(*parts))
+        return sorted(self._names(*parts))
 
-    def files(self, *parts: str) -> list[StoredFile]:
+    def files_below(self, *parts: str) -> list[StoredFile]:
         """Every file below a folder, by its name relative to it; none if it is not there."""
-        if self.is_local:
-            return local_files(Path(self.path(*parts)))
-        found: list[StoredFile] = []
-        for entry in self._entries(*parts):
-            name = self._name(entry, *parts)
-            if entry["type"] == "directory":
-                found += [one._replace(name=f"{name}/{one.name}") for one in self.files(*parts, name)]
-            else:
-                found.append(StoredFile(name, entry["size"], entry["LastModified"].timestamp()))
-        return found
+        where = "/".join([self.uri, *parts])
+        found = self.files.files(self.path(*parts))
+        return [file._replace(name=checked_name(file.name, where=where)) for file in found]
 
-    def _name(self, entry: dict[str, Any], *parts: str) -> str:  # Any: as fsspec describes a file
-        return checked_name(entry["name"].rstrip("/").rsplit("/", 1)[-1], where="/".join([self.uri, *parts]))
-
-    def _entries(self, *parts: str) -> list[dict[str, Any]]:  # Any: as fsspec describes a file
-        if not self.is_local:
-            return self.remote.entries(self.path(*parts))
-        try:
-            return list(self.fs.ls(self.path(*parts), detail=True))
-        except FileNotFoundError:
-            return []
+    def _names(self, *parts: str) -> list[str]:
+        where = "/".join([self.uri, *parts])
+        return [checked_name(name, where=where) for name in self.files.names(self.path(*parts))]
 
     # --- small JSON documents ---
 
     def write_json(self, value: Any, *parts: str) -> None:  # Any: JSON values
         """Replace a small JSON document at once."""
         path = self.path(*parts)
-        content = (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
         try:
-            if not self.is_local:
-                self.remote.write(path, content)
-                return
-            part = Path(f"{path}.{uuid.uuid4().hex[:8]}.part")
-            part.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(content)
-            put_in_place(part, Path(path))
+            self.files.write(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
         except Exception as error:
             raise StoreError(_unusable(self.uri, error)) from error
 
@@ -382,65 +274,24 @@ def open_store(uri: str) -> Store:
     Raises:
         StoreError: The address cannot be understood. Whether it can be written, `preflight` tells.
     """
+    from tasks.artifacts.local_store import LocalStore  # both build on this module
+    from tasks.artifacts.s3_store import S3Store
+
     protocol, _, place = uri.rpartition("://")
     uri = uri.rstrip("/") or "/"
     if protocol in ("", "file"):
         folder = Path(place).expanduser().absolute()
-        return Store(uri, LocalFileSystem(), str(folder), folder)
+        return LocalStore(uri, str(folder), folder, LocalFiles())
     if protocol != "s3" or not place.strip("/"):
         raise StoreError(f"{uri}: not an address of a store. It is a folder or s3://bucket/prefix.")
     fs, root = open_s3(uri)
-    return Store(uri, fs, root, cache_folder() / digest_of(uri)[:16])
+    return S3Store(uri, root, cache_folder() / digest_of(uri)[:16], S3Files(uri, fs))
 
 
 def cache_folder() -> Path:
     """Where this machine keeps copies of remote artifacts: SSR_CACHE, else the user's cache folder."""
     base = os.environ.get("SSR_CACHE") or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "ssr")
     return Path(base).expanduser().absolute()
-
-
-def local_files(folder: Path) -> list[StoredFile]:
-    """Every file below a local folder, by its name relative to it; none if it is not there."""
-    found = []
-    for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):  # others work here
-            if not path.is_dir():
-                stat = path.lstat()
-                found.append(StoredFile(path.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime))
-    return found
-
-
-def put_in_place(part: Path, target: Path) -> Path:
-    """Rename a finished file so that a power cut leaves it whole at its new name, or not there; gives its new name."""
-    _fsync(part)
-    part.replace(target)
-    _fsync(target.parent)
-    return target
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def share_as(file: Path) -> None:
-    """Let whoever may read this file read those beside and below it, too: safetensors writes for the owner alone."""
-    mode = file.stat().st_mode
-    for path in file.parent.rglob("*"):
-        if path.is_file():
-            path.chmod(mode)
-
-
-def _probe(fs: fsspec.AbstractFileSystem, root: str, name: str) -> bytes:
-    path = f"{root}/{name}"
-    fs.pipe_file(path, b"ssr")
-    fs.ls(path)  # rows and runs are found by listing, which S3 may forget to permit
-    content = fs.cat_file(path)
-    fs.rm_file(path)
-    return bytes(content)
 
 
 def _unusable(uri: str, error: Exception) -> str:

@@ -20,6 +20,7 @@ from pathlib import Path
 from tasks.artifacts.digest import file_digest
 from tasks.artifacts.manifest import checked_files, checked_name
 from tasks.artifacts.s3 import at_once
+from tasks.artifacts.s3_store import S3Store
 from tasks.artifacts.store import FileEntry, Ref, Store, describe_files
 from tasks.errors import StoreError
 
@@ -45,15 +46,13 @@ def keep_only_if(store: Store, ref: Ref, made_from: str) -> None:
     if not here.exists() or here.read_text() != made_from:
         shutil.rmtree(here.parent)
         (store.work_folder(**ref) / _MADE_FROM).write_text(made_from)
-    if store.is_local:
-        return
     try:
         kept = store.read("work", ref["step"], ref["fingerprint"], _MADE_FROM).decode(errors="replace")
     except FileNotFoundError:
         kept = ""
     if kept != made_from:
-        store.remote.remove_folder(store.path("work", ref["step"], ref["fingerprint"]))
-        store.remote.write(_path(store, ref, _MADE_FROM), made_from.encode())
+        store.files.remove_folder(store.path("work", ref["step"], ref["fingerprint"]))
+        store.files.write(_path(store, ref, _MADE_FROM), made_from.encode())
 
 
 def push(store: Store, ref: Ref, name: str, *, only_newest: bool = False) -> bool:
@@ -64,16 +63,16 @@ def push(store: Store, ref: Ref, name: str, *, only_newest: bool = False) -> boo
     Args:
         only_newest: What else stands beside it there is removed once this one is complete.
     """
-    if store.is_local:
+    if not isinstance(store, S3Store):
         return False
     source = store.work_folder(**ref) / name
-    remote = replace(store.remote, patience=_PATIENCE_SECONDS)
+    files = replace(store.files, patience=_PATIENCE_SECONDS)
     try:
         entries = describe_files(source) if source.is_dir() else [_entry(source)]
         # Until all of it is there, an older one of this name must not count either.
-        remote.remove(_path(store, ref, f"{name}{_COMPLETE}"))
-        at_once(lambda entry: remote.upload(_file(source, entry), _path(store, ref, _name(name, entry))), entries)
-        remote.write(_path(store, ref, f"{name}{_COMPLETE}"), json.dumps(entries).encode())
+        files.remove(_path(store, ref, f"{name}{_COMPLETE}"))
+        at_once(lambda entry: files.upload(_file(source, entry), _path(store, ref, _name(name, entry))), entries)
+        files.write(_path(store, ref, f"{name}{_COMPLETE}"), json.dumps(entries).encode())
         if only_newest:
             _remove_others(store, ref, name)
     except (StoreError, OSError) as error:
@@ -84,8 +83,6 @@ def push(store: Store, ref: Ref, name: str, *, only_newest: bool = False) -> boo
 
 def pushed(store: Store, ref: Ref, folder: str) -> list[str]:
     """The names, relative to the work folder, of what is complete in one of its folders on the remote store."""
-    if store.is_local:
-        return []
     names = store.names("work", ref["step"], ref["fingerprint"], folder)
     complete = [name.removesuffix(_COMPLETE) for name in names if name.endswith(_COMPLETE)]
     return [f"{folder}/{checked_name(name, where=_where(store, ref, folder))}" for name in complete]
@@ -97,8 +94,6 @@ def pull(store: Store, ref: Ref, name: str) -> bool:
     Raises:
         StoreError: The store could not be asked. To work without it might pay twice.
     """
-    if store.is_local:
-        return False
     try:
         entries = _listed(store, ref, name)
     except FileNotFoundError:
@@ -109,7 +104,7 @@ def pull(store: Store, ref: Ref, name: str) -> bool:
     part = target.with_name(f".pulled-{uuid.uuid4().hex}")
 
     def get(entry: FileEntry) -> None:
-        store.remote.download(_path(store, ref, _name(name, entry)), _file(part, entry))
+        store.files.download(_path(store, ref, _name(name, entry)), _file(part, entry))
         if file_digest(_file(part, entry)) != entry["sha256"]:
             raise ValueError(f"{entry['name']} is not what was kept")
 
@@ -156,8 +151,8 @@ def _remove_others(store: Store, ref: Ref, name: str) -> None:
     folder, slash, own = name.rpartition("/")
     names = store.names("work", ref["step"], ref["fingerprint"], *([folder] if folder else []))
     for other in {name.removesuffix(_COMPLETE) for name in names} - {own}:
-        store.remote.remove(_path(store, ref, f"{folder}{slash}{other}{_COMPLETE}"))
-        store.remote.remove_folder(_path(store, ref, f"{folder}{slash}{other}"))
+        store.files.remove(_path(store, ref, f"{folder}{slash}{other}{_COMPLETE}"))
+        store.files.remove_folder(_path(store, ref, f"{folder}{slash}{other}"))
 
 
 def _entry(path: Path) -> FileEntry:

@@ -9,12 +9,10 @@ by force measures again.
 
 from __future__ import annotations
 
-import shutil
-import uuid
 from pathlib import Path
 
 from tasks.artifacts.digest import digest_of
-from tasks.artifacts.store import Ref, Store, put_in_place
+from tasks.artifacts.store import Ref, Store
 from tasks.config import AbstentionConfig, EngineConfig, EvaluateConfig, ModelConfig
 from tasks.evaluate import benchmarks
 from tasks.models import model_digest
@@ -46,14 +44,8 @@ def _files(store: Store, adapter: Ref | None) -> dict[str, str] | None:
 
 def get(store: Store, key: str, target: Path) -> bool:
     """Copy the items to a local file; False if there are none."""
-    path = _path(store, key)
     try:
-        if store.is_local:
-            part = target.with_name(f".{uuid.uuid4().hex}")
-            shutil.copyfile(path, part)
-            put_in_place(part, target)
-        else:
-            store.remote.download(path, target)
+        store.files.download(_path(store, key), target)
     except FileNotFoundError:
         return False
     return True
@@ -61,14 +53,7 @@ def get(store: Store, key: str, target: Path) -> bool:
 
 def put(store: Store, key: str, source: Path) -> None:
     """Keep the items of a local file; they appear whole."""
-    path = _path(store, key)
-    if not store.is_local:
-        store.remote.upload(source, path)
-        return
-    part = Path(path).with_name(f".{uuid.uuid4().hex}")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, part)
-    put_in_place(part, Path(path))
+    store.files.upload(source, _path(store, key))
 
 
 def _path(store: Store, key: str) -> str:

@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.artifacts import unfinished
-from tasks.artifacts.store import Ref, put_in_place
+from tasks.artifacts.files import put_in_place
+from tasks.artifacts.store import Ref
 from tasks.config import AbstentionConfig, EngineConfig, EvaluateConfig, ModelConfig
 from tasks.engines import Continuation, Engine, Likelihood, Reply, Request, Sampling, open_engine
 from tasks.errors import StepError
@@ -81,7 +82,7 @@ def evaluate(
             _write_drift(ctx, load, path, config, base)
             ctx.progress(planned, planned, "drift")
     _write(ctx, parts, _families(path))
-    ctx.facts |= {"device": best_device(), "measured": _measured(ctx, adapter)}
+    ctx.facts |= {"device": best_device(), "measured": ctx.store.weights_digest(adapter) if adapter else None}
 
 
 def _test_sources(path: Path) -> list[str]:
@@ -228,12 +229,3 @@ def _write(ctx: Context, parts: list[Path], families: dict[str, str]) -> None:
     ):
         rows = reader.read_all().to_pylist()
         writer.write([row | {"family": families.get(row["benchmark"], "general")} for row in rows])
-
-
-def _measured(ctx: Context, adapter: Ref | None) -> dict[str, str]:
-    """The digests of the weights that were measured."""
-    if adapter is None:
-        return {}
-    manifest = ctx.store.manifest(**adapter)
-    files = manifest.files if manifest else []
-    return {entry["name"]: entry["sha256"] for entry in files if entry["name"].endswith(".safetensors")}

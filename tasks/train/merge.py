@@ -7,7 +7,7 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.artifacts.store import share_as
+from tasks.artifacts.files import share_as
 from tasks.config import ModelConfig
 from tasks.errors import ConfigError
 from tasks.models import load_tokenizer, model_folder

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from tasks.artifacts.local_store import LocalStore
 from tasks.artifacts.manifest import checked_name
 from tasks.artifacts.paid_rows import RowStore
 from tasks.artifacts.store import Manifest, Ref, Store, describe_files, open_store
@@ -69,7 +70,7 @@ def test_an_artifact_is_fetched_on_a_machine_that_did_not_make_it(store, tmp_pat
 
 def test_an_artifact_without_a_manifest_does_not_exist(store):
     publish(store, rows="1\n")
-    store.fs.rm_file(object_path(store, "manifest.json"))
+    store.files.remove(object_path(store, "manifest.json"))
     assert store.manifest(**REF) is None
     assert store.verified(**REF) is None
     with pytest.raises(StoreError, match="no such artifact"):
@@ -79,7 +80,7 @@ def test_an_artifact_without_a_manifest_does_not_exist(store):
 @pytest.mark.parametrize("content", [b'{"step": "train", "fing', b"", b"[]", b'{"foreign": 1}', b"\xff\xfe"])
 def test_a_torn_or_foreign_manifest_counts_as_none(store, content):
     publish(store, rows="1\n")
-    store.fs.pipe_file(object_path(store, "manifest.json"), content)
+    store.files.write(object_path(store, "manifest.json"), content)
     assert store.manifest(**REF) is None
     publish(store, rows="2\n")
     assert (store.fetch(REF) / "rows").read_text() == "2\n"
@@ -87,16 +88,16 @@ def test_a_torn_or_foreign_manifest_counts_as_none(store, content):
 
 def test_a_missing_or_truncated_file_is_not_verified(store):
     publish(store, rows="1\n2\n")
-    store.fs.pipe_file(object_path(store, "rows"), b"1\n")
+    store.files.write(object_path(store, "rows"), b"1\n")
     assert store.verified(**REF) is None
-    store.fs.rm_file(object_path(store, "rows"))
+    store.files.remove(object_path(store, "rows"))
     assert store.verified(**REF) is None
 
 
 def test_a_file_of_the_same_size_with_other_bytes_is_noticed(store, tmp_path, monkeypatch):
     publish(store, rows="1\n2\n")
-    store.fs.pipe_file(object_path(store, "rows"), b"1\n3\n")
-    if store.is_local:
+    store.files.write(object_path(store, "rows"), b"1\n3\n")
+    if isinstance(store, LocalStore):
         assert store.verified(**REF) is None
         return
     monkeypatch.setenv("SSR_CACHE", str(tmp_path / "another machine"))
@@ -106,7 +107,7 @@ def test_a_file_of_the_same_size_with_other_bytes_is_noticed(store, tmp_path, mo
 
 def test_a_damaged_copy_of_a_remote_file_is_fetched_again(store):
     publish(store, rows="1\n")
-    if not store.is_local:
+    if not isinstance(store, LocalStore):
         (store.fetch(REF) / "rows").write_text("2\n")
     assert (store.fetch(REF) / "rows").read_text() == "1\n"
 
@@ -149,10 +150,10 @@ def test_an_upload_that_breaks_off_publishes_nothing(store, monkeypatch):
         raise OSError("connection reset")
 
     with monkeypatch.context() as patched:
-        if store.is_local:
-            patched.setattr("tasks.artifacts.store.fsync_folder", broken)
+        if isinstance(store, LocalStore):
+            patched.setattr("tasks.artifacts.local_store.fsync_folder", broken)
         else:
-            patched.setattr(store.fs, "pipe_file", broken)
+            patched.setattr(store.files.fs, "pipe_file", broken)
         with pytest.raises(StoreError, match="connection reset"):
             publish(store, rows="1\n")
     assert store.manifest(**REF) is None
@@ -185,7 +186,7 @@ def test_a_document_that_is_missing_or_torn_is_named(store):
     with pytest.raises(StoreError, match=r"runs/a\.json: not there"):
         store.read_json("runs", "a.json")
     store.write_json({}, "runs", "a.json")
-    store.fs.pipe_file(store.path("runs", "a.json"), b'{"sta')
+    store.files.write(store.path("runs", "a.json"), b'{"sta')
     with pytest.raises(StoreError, match=r"runs/a\.json: not there or not JSON"):
         store.read_json("runs", "a.json")
 
@@ -196,11 +197,11 @@ def test_a_folder_that_is_not_there_has_no_names(store):
 
 def test_all_files_below_a_folder_are_listed_with_their_sizes(store):
     publish(store, rows="12345", adapter__weights="w")
-    found = {file.name: file.size for file in store.files("steps", REF["step"], REF["fingerprint"])}
+    found = {file.name: file.size for file in store.files_below("steps", REF["step"], REF["fingerprint"])}
     assert found.pop("manifest.json") > 0
     assert found == {"rows": 5, "adapter/weights": 1}
-    assert all(abs(time.time() - file.changed) < 3600 for file in store.files("steps"))
-    assert store.files("nothing") == []
+    assert all(abs(time.time() - file.changed) < 3600 for file in store.files_below("steps"))
+    assert store.files_below("nothing") == []
 
 
 def test_a_work_folder_outlives_the_process_until_the_step_is_done(store):
@@ -243,7 +244,7 @@ def test_an_artifact_whose_manifest_names_a_file_outside_does_not_exist_and_is_m
     publish(store, rows="1\n")
     raw = json.loads(store.read("steps", REF["step"], REF["fingerprint"], "manifest.json"))
     raw["files"][0]["name"] = name
-    store.fs.pipe_file(object_path(store, "manifest.json"), json.dumps(raw).encode())
+    store.files.write(object_path(store, "manifest.json"), json.dumps(raw).encode())
     monkeypatch.setenv("SSR_CACHE", str(tmp_path / "another machine"))
     elsewhere = open_store(store.uri)
     assert elsewhere.manifest(**REF) is None
@@ -325,7 +326,7 @@ def test_an_artifact_that_goes_while_its_files_are_read_is_not_verified(local, m
     def gone(path: Path) -> str:
         raise FileNotFoundError(path)
 
-    monkeypatch.setattr("tasks.artifacts.store.file_digest", gone)
+    monkeypatch.setattr("tasks.artifacts.local_store.file_digest", gone)
     assert local.verified(**REF) is None
 
 

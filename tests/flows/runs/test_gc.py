@@ -19,6 +19,7 @@ from flows.runs.gc import collect, collected_lines
 from flows.runs.records import RunRecord, StepRecord
 from tasks.artifacts import unfinished
 from tasks.artifacts.claims import claimed
+from tasks.artifacts.local_store import LocalStore
 from tasks.artifacts.paid_rows import RowStore
 from tasks.artifacts.store import Manifest, Ref, Store, describe_files, open_store
 from tasks.errors import StoreError
@@ -234,8 +235,8 @@ def test_the_claim_of_a_dead_worker_goes(any_store: Store) -> None:
     lock.parent.mkdir(parents=True)
     lock.write_text("gone")
     names = [f"train/{'e' * 64}"]
-    if not any_store.is_local:
-        any_store.remote.write(any_store.path("claims", "train", f"{'d' * 64}.json"), DEAD)
+    if not isinstance(any_store, LocalStore):
+        any_store.files.write(any_store.path("claims", "train", f"{'d' * 64}.json"), DEAD)
         names.insert(0, f"train/{'d' * 64}")
     with claimed(any_store, TRAIN):
         assert collect(any_store, keep=0, remove=False).claims == names
@@ -252,7 +253,7 @@ def test_copies_of_artifacts_that_are_gone_or_go_now_are_removed_from_the_cache_
     store = open_store(s3.uri)
     kept, unused, elsewhere = (publish(store, "train", letter) for letter in "abc")
     save_run(store, 1, kept)
-    store.remote.remove_folder(store.path("steps", "train", elsewhere["fingerprint"]))  # by another machine
+    store.files.remove_folder(store.path("steps", "train", elsewhere["fingerprint"]))  # by another machine
     found = collect(store, keep=1, remove=True)
     assert found.artifacts == [f"train/{unused['fingerprint']}"]
     assert found.copies == [f"train/{unused['fingerprint']}", f"train/{elsewhere['fingerprint']}"]
@@ -263,7 +264,7 @@ def test_copies_of_artifacts_that_are_gone_or_go_now_are_removed_from_the_cache_
 def test_what_a_kill_left_half_written_goes_when_it_is_a_day_old(any_store: Store) -> None:
     base = any_store.cache
     names = ["rows/outputs/space/.part-1.parquet"]
-    if any_store.is_local:
+    if isinstance(any_store, LocalStore):
         names += ["steps/train/.staging-1234/weights", "items/.abcd", "runs/a.json.12345678.part"]
     else:
         names += ["staging/train/.staging-1234/weights", f"steps/train/{'a' * 64}/adapter/.weights.{'0' * 32}"]
@@ -294,11 +295,10 @@ def test_what_was_paid_for_stays(any_store: Store, s3: S3, s3_proxy: S3Proxy, mo
     schema = pa.schema([("row_key", pa.string()), ("problem", pa.string()), ("retryable", pa.bool_())])
     rows = RowStore(any_store, "outputs", "space", schema, origin="1" * 64)
     item = any_store.path("items", "key.parquet")
-    any_store.fs.makedirs(any_store.path("items"), exist_ok=True)
-    any_store.fs.pipe_file(item, b"paid for")
+    any_store.files.write(item, b"paid for")
     rows.append([{"row_key": "sent", "problem": None, "retryable": None}])
     rows.flush()
-    if not any_store.is_local:
+    if not isinstance(any_store, LocalStore):
         monkeypatch.setattr("tasks.artifacts.s3.PATIENCE_SECONDS", 0.1)
         s3_proxy.refuse("AccessDenied", only="PUT /")
         again = RowStore(open_store(s3.uri), "outputs", "space", schema, origin="1" * 64)
@@ -308,9 +308,9 @@ def test_what_was_paid_for_stays(any_store: Store, s3: S3, s3_proxy: S3Proxy, mo
     grown_old(any_store.cache, days=30)
     found = collect(any_store, keep=0, days=0, remove=True)
     assert found.n_bytes == 0
-    assert any_store.fs.exists(item)
+    assert any_store.files.read(item) == b"paid for"
     done = RowStore(any_store, "outputs", "space", schema, origin="1" * 64).done()
-    assert done.here == ({"sent"} if any_store.is_local else {"sent", "unsent"})
+    assert done.here == ({"sent"} if isinstance(any_store, LocalStore) else {"sent", "unsent"})
 
 
 def test_a_name_in_the_store_that_leads_out_of_it_removes_nothing(s3: S3) -> None:

@@ -1,0 +1,88 @@
+"""A store in a local folder: its files are used where they are, and an artifact is renamed into place whole."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import uuid
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from tasks.artifacts.digest import file_digest, fsync_folder
+from tasks.artifacts.files import put_in_place, share_as
+from tasks.artifacts.lease import NoLease
+from tasks.artifacts.store import MANIFEST, Manifest, Ref, Store
+from tasks.errors import StoreError
+
+_REPLACE_TRIES = 100  # each is lost only to another worker that published in that very moment
+
+
+@dataclass(frozen=True)
+class LocalStore(Store):
+    """A store in a folder, which is its own cache folder."""
+
+    leftovers: ClassVar[tuple[str, ...]] = (
+        "steps/*/.staging-*", "rows/*/*/.part-*", "items/.*", "runs/*.part", "current/*.part", "current/*/*.part",
+    )  # fmt: skip
+
+    def verified(self, step: str, fingerprint: str) -> Manifest | None:
+        """The manifest if every file is there with the recorded size and digest."""
+        manifest = self.manifest(step, fingerprint)
+        if manifest is None:
+            return None
+        folder = Path(self.path("steps", step, fingerprint))
+        for entry in manifest.files:
+            try:
+                if (folder / entry["name"]).stat().st_size != entry["size"]:
+                    return None
+                if file_digest(folder / entry["name"]) != entry["sha256"]:
+                    return None
+            except FileNotFoundError:  # or another worker is just putting others in their place
+                return None
+        return manifest
+
+    def fetch(self, ref: Ref) -> Path:
+        """The folder of the artifact itself.
+
+        Raises:
+            StoreError: The artifact is not there.
+        """
+        self.require(ref)
+        return Path(self.path("steps", ref["step"], ref["fingerprint"]))
+
+    def lease(self, ref: Ref, *, alone: bool) -> NoLease:
+        """None is needed: the lock of a file in the cache folder, which is the store, is all."""
+        return NoLease(alone)
+
+    def _staging_folder(self, step: str) -> Path:
+        return Path(self.path("steps", step))
+
+    def _publish(self, staged: Path, target: str, manifest: Manifest) -> None:
+        (staged / MANIFEST).write_text(manifest.to_json())
+        share_as(staged / MANIFEST)
+        fsync_folder(staged)
+        self._replace_folder(staged, Path(target), manifest)
+
+    def _replace_folder(self, staged: Path, target: Path, manifest: Manifest) -> None:
+        for _ in range(_REPLACE_TRIES):
+            try:
+                os.replace(staged, target)
+                return
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+            there = self.verified(manifest.step, manifest.fingerprint)
+            if there is not None and there.content_digest == manifest.content_digest:
+                # Another worker was first, or the step was forced and made the same: readers keep their files.
+                with suppress(FileNotFoundError):  # a third worker has just moved it
+                    put_in_place(staged / MANIFEST, target / MANIFEST)
+                    return
+            # The old content is damaged, or a forced step made another: ours takes its place.
+            aside = target.with_name(f".staging-old-{uuid.uuid4().hex[:8]}")
+            with suppress(FileNotFoundError):  # a third worker has just moved it
+                os.replace(target, aside)
+            shutil.rmtree(aside, ignore_errors=True)
+        raise StoreError(f"{target}: other workers publish it all the time. Run the same command again.")

@@ -26,18 +26,18 @@ def current(
     is going on is kept back. `ssr gc` leaves the last five that were promoted.
     """
     from flows.promotion.advance import restore as put_back
-    from flows.promotion.status import standing, standing_lines
+    from flows.promotion.status import promotion_status, status_lines
     from tasks.artifacts.store import open_store
 
     if (restore is not None and recipe is None) or (reason and restore is None):
         raise ConfigError("ssr current: say which adapter is put back: ssr current NAME --restore RUN_ID")
     opened = open_store(store)
-    found = standing(opened, recipe)
+    found = promotion_status(opened, recipe)
     if restore is not None and recipe is not None:
         put_back(opened, recipe, restore, reason=reason)
-        found = standing(opened, recipe)
+        found = promotion_status(opened, recipe)
     if as_json:
         print_json(found)
         return
-    for shown in standing_lines(found):
+    for shown in status_lines(found):
         console.print(shown, highlight=False, soft_wrap=True)

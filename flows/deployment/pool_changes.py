@@ -31,8 +31,8 @@ class Kept(NamedTuple):
 def keep_changes(ours: Json, found: Json) -> Kept:
     """Our template with the defaults of variables, and the job configuration, that people have changed on the server.
 
-    Without a record, which older versions did not leave, a default that differs counts as changed; what is only
-    missing does not, nor does the job configuration.
+    On a pool that `ssr deploy` did not make there is no record. There a default that differs counts as changed; a
+    missing default does not, and neither does the job configuration.
 
     Args:
         found: The template on the server; {} where there is no pool yet.
@@ -45,7 +45,7 @@ def keep_changes(ours: Json, found: Json) -> Kept:
     there = found.get("variables", {}).get("properties", {})
     wanted = _defaults(variables)
     theirs = {name: value for name, value in _defaults(there).items() if name in variables}
-    last: Json = found.get(RECORD) or {"defaults": _common(wanted, theirs), "job_configuration": None}
+    last: Json = found.get(RECORD) or {"defaults": {}, "job_configuration": None}
     before = {name: value for name, value in last["defaults"].items() if value is not None}
     defaults, names = _merge(wanted, theirs, before) if found else (wanted, [])
     configuration, is_own = ours["job_configuration"], False
@@ -91,15 +91,6 @@ def _merge(ours: Json, theirs: Json, before: Json, path: str = "") -> tuple[Json
         if value is not _ABSENT:
             merged[key] = value
     return merged, names
-
-
-def _common(ours: Json, theirs: Json) -> Json:
-    """What of ours the other has, too, whatever its value there."""
-    return {
-        key: _common(mine, theirs[key]) if isinstance(mine, dict) and isinstance(theirs[key], dict) else mine
-        for key, mine in ours.items()
-        if key in theirs
-    }
 
 
 def _defaults(variables: Json) -> Json:

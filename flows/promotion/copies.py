@@ -1,15 +1,15 @@
-"""What stays of a promoted adapter, whatever is trained later: a copy of its files, and one of its scores.
+"""Copies of a promoted adapter and of its scores, which stay whatever is trained later.
 
     <store>/steps/promoted/<digest of the weights>/adapter/...    the adapter itself, some megabytes
     <store>/steps/evaluate/<fingerprint>/...                      its scores, where a run that compares with it looks
 
-A step that is made again by force takes the place of its artifact, on a GPU with other bytes: were that artifact what
-is promoted, weights would be served that nobody has compared with anything, and the good ones would be gone. So what
-is promoted is a copy under the digest of its weights. Being an artifact, it appears whole or not at all, here and on
-S3, and is read like any other: by evaluation, by training that goes on from it, by whoever deploys it. Two workers
-that make it at once make the same.
+A forced train step replaces its artifact, on a GPU with other bytes. If that artifact were the promoted adapter,
+weights would be served that were never compared with anything, and the good ones would be lost. So the promoted
+adapter is a copy under the digest of its weights. The copy is an artifact: it appears whole or not at all, here and on
+S3, and is read like any other, by evaluation, by training that goes on from it, and by whoever deploys it. Two workers
+that make it at once make the same bytes.
 
-Not covered: when it is made (`flows.promotion.advance`), and when it goes (`flows.runs.gc`).
+Not covered: when a copy is made (`flows.promotion.advance`), and when it is removed (`flows.runs.gc`).
 """
 
 from __future__ import annotations
@@ -25,42 +25,35 @@ from tasks.running.step import Planned
 PROMOTED = "promoted"  # in place of a step's name
 
 
-def kept_adapter(weights: str) -> Ref:
-    """Where the copy of an adapter with these weights is, or would be."""
+def copy_of(weights: str) -> Ref:
+    """The artifact that the copy of an adapter with these weights is, or will be."""
     return Ref(step=PROMOTED, fingerprint=weights)
 
 
-def weights_of(store: Store, adapter: Ref) -> str:
-    """A digest of an adapter's weights as they are on the store now."""
-    manifest = store.manifest(**adapter)
-    files = manifest.files if manifest else []
-    return digest_of({entry["name"]: entry["sha256"] for entry in files if entry["name"].endswith(".safetensors")})
-
-
-def keep_adapter(store: Store, trained: Ref, weights: str) -> Ref:
-    """Copy the adapter of a training step, unless its copy is there.
+def copy_adapter(store: Store, trained: Ref, weights: str) -> Ref:
+    """Copy the adapter of a train step, unless its copy exists and is intact.
 
     Args:
-        weights: Digest of those that are meant.
+        weights: Digest of the weights that the adapter must have.
 
     Raises:
-        StoreError: The step holds others by now, or nothing.
+        StoreError: The artifact has other weights by now, or is gone.
     """
-    ref = kept_adapter(weights)
+    ref = copy_of(weights)
     if store.verified(**ref) is not None:
         return ref
     source = store.manifest(**trained)
-    if source is None or weights_of(store, trained) != weights:
+    if source is None or source.weights_digest != weights:
         raise _made_again(store, trained)
     files = [entry for entry in source.files if entry["name"].startswith("adapter/")]
     _copy(store, trained, Manifest(**ref, identity=source.identity, inputs={"trained": trained}, files=files))
     return ref
 
 
-def keep_scores(store: Store, measured: Planned, adapter: Ref) -> Ref:
-    """Copy the scores of an adapter to where those of its copy belong: the same files measure the same.
+def copy_scores(store: Store, measured: Planned, adapter: Ref) -> Ref:
+    """Copy the scores of an adapter to where those of its copy belong: equal files have equal scores.
 
-    A run on the same data would measure the copy again otherwise, to find what is known.
+    Without this, the next run on the same data would evaluate the copy again.
     """
     inputs = measured.inputs | {"adapter": adapter}
     # As `tasks.running.step.Step.plan` makes it.
@@ -78,14 +71,14 @@ def keep_scores(store: Store, measured: Planned, adapter: Ref) -> Ref:
 
 
 def _copy(store: Store, source: Ref, copy: Manifest) -> None:
-    """Publish files of `source` under another name, if they are those that `copy` says."""
+    """Publish the files of `source` that `copy` lists, if they are the ones that it lists."""
     folder = store.fetch(source)
     with store.staging(copy.step, copy.fingerprint) as out:
         try:
             for entry in copy.files:
                 (out / entry["name"]).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(folder / entry["name"], out / entry["name"])
-        except FileNotFoundError as error:  # another worker has just put others in their place
+        except FileNotFoundError as error:  # another worker has just replaced the artifact
             raise _made_again(store, source) from error
         if describe_files(out) != copy.files:
             raise _made_again(store, source)
@@ -94,6 +87,6 @@ def _copy(store: Store, source: Ref, copy: Manifest) -> None:
 
 def _made_again(store: Store, ref: Ref) -> StoreError:
     return StoreError(
-        f"{store.link(ref)}: made again, or removed, while it was to be promoted. Nothing was promoted: run the same "
-        "command again."
+        f"{store.link(ref)}: another run replaced or removed it during the promotion. Nothing was promoted: run the "
+        "same command again."
     )

@@ -1,17 +1,17 @@
-"""The log of promotions: every decision about a recipe's adapter, and what stands after all of them.
+"""The promotion log of a recipe: every decision about an adapter, and which adapter they leave promoted.
 
     <store>/current/<recipe>/<number>-<run>.json      one event a decision: promoted, kept or, by hand, restored
     <store>/current/<recipe>.json                     the adapter that is promoted now, for whoever deploys it
 
-The events are the truth. They are only ever added, each under a name of its own, and read in the order of their names:
-a promotion counts if what it was compared with is what the events before it have put in place. So a run that took long
-never pushes out what was promoted meanwhile, and of two that decide at the same moment one counts, the same one for
-every reader, and the other stays in the history as kept: no lock, and nothing that only some S3 servers know. The
-second file is made from the events after each, and names a copy of the adapter (`flows.promotion.copies`).
+The events are the truth. They are only ever added, each in a file of its own, and are read in the order of their file
+names. A promotion counts only if the adapter that it was compared with is still the promoted one after all events
+before it. So a slow run never replaces an adapter that was promoted after it was planned. If two runs decide at the
+same moment, every reader counts the same one, and the other stays in the log as kept. This needs no lock and no feature
+that only some S3 servers have. The second file is derived from the events, and names a copy of the adapter
+(`flows.promotion.copies`).
 
-What was promoted before can be put back by hand, under the same rule. A run that was planned before that is kept back,
-whatever it was compared with; and the weights that were replaced so are never promoted again by a run, or the next one
-on the same data would undo it.
+A person can restore an adapter that was promoted before, under the same rule: a run that was planned before then is
+kept. And no run promotes the replaced weights again, or the next run on the same data would undo the restoration.
 
 Not covered: who decides, and how (`flows.promotion.advance`).
 """
@@ -22,7 +22,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
-from flows.promotion.copies import kept_adapter
 from tasks.artifacts.store import Ref, Store
 
 _FILES_AT_ONCE = 8
@@ -30,7 +29,7 @@ _FILES_AT_ONCE = 8
 
 @dataclass(frozen=True)
 class Origin:
-    """What an adapter went on from: an adapter, and the examples which that one had seen."""
+    """Where training went on from: an adapter, and the examples which that adapter had seen."""
 
     adapter: Ref
     examples: Ref
@@ -38,16 +37,17 @@ class Origin:
 
 @dataclass(frozen=True)
 class Promoted:
-    """An adapter that is, or was, promoted.
+    """An adapter that is promoted, or was.
 
     Attributes:
-        adapter: A copy that nothing changes. Of one promoted before there were copies: what the training step made,
-            which may be made again by force and then has other weights.
-        weights: Digest of the weights that were promoted.
-        scores: What it scored in the run that promoted it.
-        origin: None: a fresh adapter, trained on all of `examples`.
-        restored_at: When it was put back by hand; None where it stands, or stood, since it was promoted.
-        trained: What `adapter` is a copy of; None where it is none.
+        adapter: The copy of the adapter. Nothing changes it.
+        weights: Digest of its weights.
+        examples: The examples of the run that promoted it.
+        scores: Its scores in the run that promoted it.
+        decision: The artifact of the promote step.
+        origin: None: training started with a fresh adapter, on all of `examples`.
+        trained: The artifact of the train step that `adapter` is a copy of.
+        restored_at: When a person restored it, ISO 8601 in UTC; None if its run promoted it.
     """
 
     arm: str
@@ -59,27 +59,27 @@ class Promoted:
     scores: Ref
     decision: Ref
     origin: Origin | None
+    trained: Ref
     restored_at: str | None = None
-    trained: Ref | None = None
 
-    def refs(self) -> list[Ref]:
-        """The artifacts that must be there while this is promoted, or may be again."""
+    def artifacts(self) -> list[Ref]:
+        """The artifacts that must exist while this adapter is promoted, or for it to be restored."""
         own = [self.adapter, self.examples, self.scores, self.decision]
         return own + ([self.origin.adapter, self.origin.examples] if self.origin else [])
-
-    def kept(self) -> list[Ref]:
-        """Those, its copy wherever there is one, and what a run on the same data would have to train again."""
-        return [*self.refs(), kept_adapter(self.weights), *([self.trained] if self.trained else [])]
 
 
 @dataclass(frozen=True)
 class Event:
-    """A decision.
+    """One decision about an adapter.
 
     Attributes:
-        run_id: The run that decided; of what was restored, the run that had promoted it.
-        outcome: promoted, kept or restored; from `advance` also current: nothing changed, and nothing was written.
-        before: What was promoted when the run began, or when somebody decided by hand; `after` what is since.
+        number: Its place in the log, from 1; two events of one moment may have the same.
+        run_id: The run that decided; of a restored adapter, the run that had promoted it.
+        outcome: promoted, kept or restored. `advance` also returns current: the adapter was the promoted one already,
+            and nothing was written.
+        decision: The artifact of the promote step.
+        before: The promoted adapter when the run was planned, or when a person decided; None for the base model.
+        after: The promoted adapter after this event.
     """
 
     number: int
@@ -93,22 +93,25 @@ class Event:
     after: Promoted | None
 
     def summary(self) -> dict[str, Any]:  # Any: JSON values
-        """What the record of the run says of it."""
+        """What the record of the run keeps: outcome, reasons, and the run whose adapter is promoted now."""
         return {
             "outcome": self.outcome, "reasons": self.reasons,
             "current": self.after.run_id if self.after else None,
         }  # fmt: skip
 
 
-class Standing(NamedTuple):
-    """Every event, oldest first, with the outcome that it has in the end; and what is promoted after all of them.
+class PromotionLog(NamedTuple):
+    """The events of a recipe, and what follows from them.
 
     Attributes:
-        replaced: What was replaced by hand, and not put back since: the event, by the digest of the weights.
+        events: Oldest first, each with the outcome that counts.
+        promoted: The adapter that is promoted after all events.
+        replaced: By the digest of its weights, each adapter that a person has replaced, with the event that did it. One
+            that was restored since is not among them.
     """
 
     events: list[Event]
-    now: Promoted | None
+    promoted: Promoted | None
     replaced: dict[str, Event]
 
     def of_flow_run(self, flow_run_id: str) -> Event | None:
@@ -117,39 +120,32 @@ class Standing(NamedTuple):
         return own[-1] if own else None
 
 
-def standing_of(store: Store, name: str) -> Standing:
-    """What the log of a recipe says."""
-    files = [file for file in store.names("current", name) if file.endswith(".json")]
+def read_log(store: Store, recipe: str) -> PromotionLog:
+    """Read all events of a recipe, and work out which of them count."""
+    files = [file for file in store.names("current", recipe) if file.endswith(".json")]
     with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
-        written = list(pool.map(lambda file: _event_in(store, name, file), files))
-    standing = Standing([], None, {})
+        written = list(pool.map(lambda file: _read_event(store, recipe, file), files))
+    log = PromotionLog([], None, {})
     for event in written:
-        standing = _after(standing, as_it_counts(event, standing))
-    return standing._replace(now=as_kept(store, standing.now) if standing.now else None)
+        log = _with(log, as_it_counts(event, log))
+    return log
 
 
-def as_kept(store: Store, promoted: Promoted) -> Promoted:
-    """The same with its copy as the adapter, where one was made since it was promoted."""
-    if promoted.trained is not None or store.manifest(**kept_adapter(promoted.weights)) is None:
-        return promoted
-    return replace(promoted, adapter=kept_adapter(promoted.weights), trained=promoted.adapter)
-
-
-def _after(standing: Standing, event: Event) -> Standing:
-    replaced = dict(standing.replaced)
+def _with(log: PromotionLog, event: Event) -> PromotionLog:
+    replaced = dict(log.replaced)
     if event.outcome == "restored" and event.before and event.after:
         replaced[event.before.weights] = event
         replaced.pop(event.after.weights, None)
-    return Standing([*standing.events, event], event.after, replaced)
+    return PromotionLog([*log.events, event], event.after, replaced)
 
 
-_READ: dict[tuple[str, str, str], Event] = {}  # an event never changes, and a year of nights has many
+_READ: dict[tuple[str, str, str], Event] = {}  # an event never changes, and a year of nightly runs has many
 
 
-def _event_in(store: Store, name: str, file: str) -> Event:
-    key = (store.root, name, file)
+def _read_event(store: Store, recipe: str, file: str) -> Event:
+    key = (store.root, recipe, file)
     if key not in _READ:
-        raw = store.read_json("current", name, file)
+        raw = store.read_json("current", recipe, file)
         _READ[key] = Event(**{**raw, "before": _promoted(raw["before"]), "after": _promoted(raw["after"])})
     return _READ[key]
 
@@ -161,59 +157,68 @@ def _promoted(raw: dict[str, Any] | None) -> Promoted | None:  # Any: JSON value
     return Promoted(**{**raw, "origin": origin})
 
 
-def as_it_counts(event: Event, standing: Standing) -> Event:
-    """An event after what stands: kept where it was to replace something else, or brings back what was replaced."""
-    now = standing.now
+def as_it_counts(event: Event, log: PromotionLog) -> Event:
+    """The event with the outcome that counts after the events of `log`.
+
+    A promotion or restoration counts as kept if another adapter has been promoted since it was decided, and a promotion
+    also if its weights were replaced by a person.
+    """
+    promoted = log.promoted
     if event.outcome not in ("promoted", "restored"):
-        return replace(event, after=now)
-    if _identity(event.before) != _identity(now):
-        return replace(event, outcome="kept", reasons=[lost(event, now)], after=now)
-    by_hand = standing.replaced.get(event.after.weights) if event.after else None
+        return replace(event, after=promoted)
+    if _promotion_of(event.before) != _promotion_of(promoted):
+        return replace(event, outcome="kept", reasons=[outdated(event, promoted)], after=promoted)
+    by_hand = log.replaced.get(event.after.weights) if event.after else None
     if event.outcome == "promoted" and by_hand:
         reason = (
-            f"it has the very weights that were replaced by hand at {by_hand.at[:19]} ({'; '.join(by_hand.reasons)}). "
-            f"Only `ssr current --restore` brings them back."
+            f"a person replaced an adapter with the same weights at {by_hand.at[:19]} ({'; '.join(by_hand.reasons)}). "
+            f"Only `ssr current --restore` promotes it again."
         )
-        return replace(event, outcome="kept", reasons=[reason], after=now)
+        return replace(event, outcome="kept", reasons=[reason], after=promoted)
     return event
 
 
-def lost(event: Event, now: Promoted | None) -> str:
-    """Why an event does not count."""
+def outdated(event: Event, promoted: Promoted | None) -> str:
+    """Say that another adapter was promoted between the decision of an event and its place in the log."""
     before = event.before.run_id if event.before else "the base"
-    meanwhile = f"{now.run_id} was {'put back by hand' if now.restored_at else 'promoted'}" if now else "nothing stands"
+    meanwhile = "no adapter is promoted any more"
+    if promoted:
+        meanwhile = f"{promoted.run_id} was {'restored by hand' if promoted.restored_at else 'promoted'}"
     if event.outcome == "restored":
-        return f"{event.run_id} was to be put back in place of {before}, but meanwhile {meanwhile}."
+        return f"{event.run_id} was to replace {before}, but meanwhile {meanwhile}."
     return f"it was compared with {before}, but meanwhile {meanwhile}. The next run compares with that."
 
 
-def _identity(promoted: Promoted | None) -> tuple[Ref, str, str | None] | None:
-    """What stood, and since when: put back, it is something else for those who were compared with it before."""
+def _promotion_of(promoted: Promoted | None) -> tuple[Ref, str, str | None] | None:
+    """What tells one promotion from another.
+
+    An adapter that is restored counts as promoted anew, so that runs which were compared with it before are kept.
+    """
     return (promoted.decision, promoted.weights, promoted.restored_at) if promoted else None
 
 
-def write_pointer(store: Store, name: str) -> None:
-    """Say for whoever deploys it what is promoted now: again, if the log has grown while it was written.
+def write_pointer(store: Store, recipe: str) -> None:
+    """Write the file that says which adapter is promoted; repeat it if the log has grown meanwhile.
 
-    Else, of two that write at once, the one that has read less of the log could be the last.
+    Otherwise, of two processes that write it at once, the one that has read fewer events could write last.
     """
-    written, now = None, promoted_now(store, name)
+    written, now = None, promoted_now(store, recipe)
     while now is not None and now != written:
-        folder = {"folder": store.link(now.adapter, "adapter"), "history": f"{store.uri}/current/{name}/"}
-        store.write_json(asdict(now) | folder, "current", f"{name}.json")
-        written, now = now, promoted_now(store, name)
+        folder = {"folder": store.link(now.adapter, "adapter"), "history": f"{store.uri}/current/{recipe}/"}
+        store.write_json(asdict(now) | folder, "current", f"{recipe}.json")
+        written, now = now, promoted_now(store, recipe)
 
 
-def names(store: Store) -> list[str]:
-    """The recipes that have decided about an adapter."""
+def recipes_with_log(store: Store) -> list[str]:
+    """The names of the recipes whose runs have decided about an adapter."""
     return [name for name in store.names("current") if not name.endswith(".json")]
 
 
-def promoted_now(store: Store, name: str) -> Promoted | None:
-    """What is promoted for a recipe of this name."""
-    return standing_of(store, name).now
+def promoted_now(store: Store, recipe: str) -> Promoted | None:
+    """The adapter that is promoted for a recipe; None if there is none."""
+    return read_log(store, recipe).promoted
 
 
-def history(store: Store, name: str) -> list[Event]:
-    """All decisions, newest first."""
-    return standing_of(store, name).events[::-1]
+def history(store: Store, recipe: str) -> list[Event]:
+    """All events of a recipe, newest first."""
+    return read_log(store, recipe).events[::-1]

@@ -7,45 +7,45 @@ from typing import Any
 
 from rich.markup import escape
 
-from flows.promotion.advance import is_intact
-from flows.promotion.log import Event, Promoted, history, names, promoted_now
+from flows.promotion.log import Event, Promoted, read_log, recipes_with_log
 from tasks.artifacts.store import Store
 from tasks.errors import ConfigError
 
-Found = dict[str, Any]  # Any: JSON values
+Status = dict[str, Any]  # Any: JSON values
 
 
-def standing(store: Store, recipe: str | None) -> list[Found]:
-    """A value for each recipe, or for one.
+def promotion_status(store: Store, recipe: str | None) -> list[Status]:
+    """The promoted adapter and all decisions, newest first, of one recipe or, with None, of each.
 
     Raises:
         ConfigError: No run of that recipe has decided about an adapter.
     """
-    known = names(store)
+    known = recipes_with_log(store)
     if recipe is not None and recipe not in known:
         there = f"There are: {', '.join(known)}." if known else "No recipe has, yet."
         raise ConfigError(f"{recipe}: no run of it in {store.uri} has decided about an adapter. {there}")
-    return [_of(store, name) for name in ([recipe] if recipe is not None else known)]
+    return [_status_of(store, name) for name in ([recipe] if recipe is not None else known)]
 
 
-def _of(store: Store, name: str) -> Found:
-    now = promoted_now(store, name)
+def _status_of(store: Store, recipe: str) -> Status:
+    log = read_log(store, recipe)
     return {
-        "recipe": name,
-        "current": _shown(store, now) if now else None,
-        "history": [_decision(event) for event in history(store, name)],
+        "recipe": recipe,
+        "current": _adapter(store, log.promoted) if log.promoted else None,
+        "history": [_decision(event) for event in reversed(log.events)],
     }
 
 
-def _shown(store: Store, now: Promoted) -> Found:
+def _adapter(store: Store, promoted: Promoted) -> Status:
     return {
-        "run_id": now.run_id, "arm": now.arm, "since": now.restored_at or now.promoted_at, "adapter": now.adapter,
-        "folder": store.link(now.adapter, "adapter"), "intact": is_intact(store, now),
-        "decision": store.link(now.decision, "decision.json"),
+        "run_id": promoted.run_id, "arm": promoted.arm, "since": promoted.restored_at or promoted.promoted_at,
+        "adapter": promoted.adapter, "folder": store.link(promoted.adapter, "adapter"),
+        "intact": store.weights_digest(promoted.adapter) == promoted.weights,
+        "decision": store.link(promoted.decision, "decision.json"),
     }  # fmt: skip
 
 
-def _decision(event: Event) -> Found:
+def _decision(event: Event) -> Status:
     before, by_hand = event.before.run_id if event.before else "base", event.outcome == "restored"
     return {
         "number": event.number, "at": event.at, "run_id": event.run_id, "outcome": event.outcome,
@@ -53,19 +53,19 @@ def _decision(event: Event) -> Found:
     }  # fmt: skip
 
 
-def standing_lines(found: list[Found]) -> Iterator[str]:
-    """The same for people."""
+def status_lines(found: list[Status]) -> Iterator[str]:
+    """The status of recipes as lines for the terminal, in rich's markup."""
     if not found:
-        yield "no adapter was ever up for promotion here. A recipe promotes with: promotion: {arm: NAME}"
+        yield "no run here has decided about an adapter. A recipe promotes with: promotion: {arm: NAME}"
     for one in found:
-        now = one["current"]
-        if now is None:
-            yield f"[bold]{one['recipe']}[/]  nothing is promoted yet"
+        current = one["current"]
+        if current is None:
+            yield f"[bold]{one['recipe']}[/]  no adapter is promoted yet"
         else:
-            yield f"[bold]{one['recipe']}[/]  {now['run_id']} ({now['arm']}) since {now['since'][:19]} UTC"
-            yield f"    {escape(now['folder'])}"
-        if now and not now["intact"]:
-            yield "    [red]its weights are no longer those that were promoted[/]: it was removed, or made again"
+            yield f"[bold]{one['recipe']}[/]  {current['run_id']} ({current['arm']}) since {current['since'][:19]} UTC"
+            yield f"    {escape(current['folder'])}"
+        if current and not current["intact"]:
+            yield "    [red]the promoted adapter is no longer in the store[/]"
         for event in one["history"]:
             beside = f"in place of {event['replaced']}" if event["replaced"] else f"against {event['compared_with']}"
             yield f"\n{event['at'][:19]}  {event['outcome']:<8}  {event['run_id']}, {beside}"

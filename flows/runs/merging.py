@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from flows.promotion.log import as_kept, history
+from flows.promotion.log import history
 from flows.runs.records import RunRecord, StepRecord
 from tasks.artifacts.store import Ref, Store
 from tasks.config import ModelConfig
@@ -47,8 +47,7 @@ def _as_promoted(store: Store, record: RunRecord, trained: Ref) -> Ref:
     """The adapter as the run promoted it, where it did: the training step may have been made again by force since."""
     for event in history(store, record.name):
         if event.outcome == "promoted" and event.run_id == record.run_id and event.after:
-            promoted = as_kept(store, event.after)
-            return promoted.adapter if promoted.trained == trained else trained
+            return event.after.adapter if event.after.trained == trained else trained
     return trained
 
 

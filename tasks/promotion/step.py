@@ -27,7 +27,8 @@ def promote(
     """
     from tasks.promotion.decide import ARM, BASE, CURRENT, decide  # scipy and pandas: see tasks/report/step.py
 
-    is_same = current is not None and _weights(ctx, current) == _weights(ctx, adapter)
+    weights = ctx.store.require(adapter).weights_digest
+    is_same = current is not None and ctx.store.require(current).weights_digest == weights
     if current is not None and scores_current is None and current != adapter:
         raise StepError("promote: the adapter promoted now has no scores on these items. Evaluate it first.")
     folders = {BASE: ctx.store.fetch(scores_base), ARM: ctx.store.fetch(scores_arm)}
@@ -39,11 +40,3 @@ def promote(
     ctx.counts |= {"promoted": int(decision.outcome == "promoted"), "checks": len(passed), "passed": sum(passed)}
     for reason in decision.reasons:
         logger.info("%s: %s: %s", decision.arm, decision.outcome, reason)
-
-
-def _weights(ctx: Context, adapter: Ref) -> dict[str, str]:
-    """Digests of the weights: where there was no new row to train on, an adapter holds those it started from."""
-    manifest = ctx.store.manifest(**adapter)
-    if manifest is None:
-        raise StepError(f"{ctx.store.link(adapter)}: gone while promote ran. Run the same command again.")
-    return {entry["name"]: entry["sha256"] for entry in manifest.files if entry["name"].endswith(".safetensors")}

@@ -14,7 +14,7 @@ import yaml
 from in_process import rehearsed
 
 from flows.promotion.log import history, promoted_now
-from flows.promotion.status import standing
+from flows.promotion.status import promotion_status
 from tasks.artifacts.store import Store, open_store
 from tasks.config import RunConfig, parse_recipe
 from tasks.train import step as training
@@ -172,7 +172,7 @@ def test_the_weekly_run_trains_and_measures_again_and_leaves_what_is_promoted_if
 ) -> None:
     assert runs.step("weekly", "train ssr") == runs.step("grown", "train ssr")
     assert runs.outcome("weekly") == "kept"
-    (shown,) = standing(runs.store, "every")
+    (shown,) = promotion_status(runs.store, "every")
     assert (shown["current"]["run_id"], shown["current"]["intact"]) == (runs.records["grown"]["run_id"], True)
     promoted = weights_in(Path(shown["current"]["folder"]))
     assert runs.store.read_json("current", "every.json")["folder"] == shown["current"]["folder"]

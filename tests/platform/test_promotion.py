@@ -9,7 +9,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from stage import Json, Stage, form
 
 from flows.deployment.pools import put_access
-from flows.promotion.status import standing
+from flows.promotion.status import promotion_status
 from tasks.artifacts.store import open_store
 
 pytestmark = pytest.mark.slow
@@ -48,7 +48,7 @@ def promoting(stage: Stage, undisturbed: str, tmp_path_factory: pytest.TempPathF
                 stage.runs.wait(runs[-1])
                 n_paid.append(store.paid().total())
                 trained.append(float(store.manifest("train")["facts"]["started"]))
-                stands += standing(open_store(store.uri), "demo")
+                stands += promotion_status(open_store(store.uri), "demo")
     return Promoting(*runs, n_paid, trained, stands)
 
 

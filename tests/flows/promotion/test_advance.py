@@ -19,9 +19,9 @@ from in_process import ssr
 from flows.promotion import advance as pointing
 from flows.promotion import log
 from flows.promotion.advance import advance, current_for, origin_for, restore
-from flows.promotion.copies import keep_adapter, kept_adapter, weights_of
+from flows.promotion.copies import copy_adapter, copy_of
 from flows.promotion.log import Event, Origin, Promoted, history, promoted_now
-from flows.promotion.status import standing, standing_lines
+from flows.promotion.status import promotion_status, status_lines
 from flows.rehearsal import plan_steps
 from flows.runs import merging
 from flows.runs.gc import collect
@@ -133,12 +133,16 @@ def content(store: Store, promoted: Promoted) -> str:
     return (store.fetch(promoted.adapter) / WEIGHTS).read_text()
 
 
+def weights_of(store: Store, adapter: Ref) -> str:
+    return store.require(adapter).weights_digest
+
+
 def test_what_stands_is_shown_with_every_decision_newest_first(store: Store, recipe: RunConfig) -> None:
     with pytest.raises(ConfigError, match="nightly: no run of it"):
-        standing(store, "nightly")
+        promotion_status(store, "nightly")
     Run(store, recipe, "one", None).advance()
     Run(store, recipe, "two", promoted_now(store, "nightly"), outcome="kept").advance()
-    lines = list(standing_lines(standing(store, None)))
+    lines = list(status_lines(promotion_status(store, None)))
     assert "run-one (ssr) since" in lines[0]
     assert [line.split("  ", 1)[1] for line in lines if ", against " in line] == [
         "kept      run-two, against run-one", "promoted  run-one, against base",
@@ -243,11 +247,11 @@ def test_an_event_that_comes_late_is_read_in_its_place_and_what_was_compared_oth
 ) -> None:
     # Both runs have read the history before either writes; the first by name is the last to arrive.
     late, quick = Run(store, recipe, "a", None), Run(store, recipe, "b", None)
-    empty = pointing.standing_of(store, "nightly")
+    empty = pointing.read_log(store, "nightly")
     assert quick.advance().outcome == "promoted"
     follower = Run(store, recipe, "c", promoted_now(store, "nightly"))
     follower.advance()
-    monkeypatch.setattr(pointing, "standing_of", AtFirst(empty, pointing.standing_of))
+    monkeypatch.setattr(pointing, "read_log", AtFirst(empty, pointing.read_log))
     assert late.advance().outcome == "promoted"
     monkeypatch.undo()
     assert pointer(store)["run_id"] == "run-a"
@@ -290,7 +294,7 @@ def test_a_promoted_adapter_made_again_by_force_and_refused_stays_as_it_was(stor
         assert run.decide_again(now, "kept").advance(f"forced-{i}").outcome == "kept"
     assert pointer(store) == before
     assert Path(before["folder"], Path(WEIGHTS).name).read_text() == "one"
-    (shown,) = standing(store, "nightly")
+    (shown,) = promotion_status(store, "nightly")
     assert (shown["current"]["folder"], shown["current"]["intact"]) == (before["folder"], True)
     assert outcomes(store) == [("run-one", "promoted"), ("run-one", "kept")]  # what still fails is not told twice
 
@@ -358,10 +362,10 @@ def test_of_two_that_write_the_pointer_at_once_the_last_to_write_has_read_the_wh
     store: Store, recipe: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_turn(store, recipe, "one")
-    then = log.standing_of(store, "nightly")
+    then = log.read_log(store, "nightly")
     in_turn(store, recipe, "two")
     # Has read the log before the other has written: writes after it.
-    monkeypatch.setattr(log, "standing_of", AtFirst(then, log.standing_of, 1))
+    monkeypatch.setattr(log, "read_log", AtFirst(then, log.read_log, 1))
     log.write_pointer(store, "nightly")
     assert pointer(store)["run_id"] == "run-two"
 
@@ -377,7 +381,7 @@ def test_two_that_copy_an_adapter_at_once_make_one_copy(store: Store, recipe: Ru
     run = Run(store, recipe, "one", None)
     weights = weights_of(store, run.adapter.ref)
     with ThreadPoolExecutor(8) as pool:
-        refs = list(pool.map(lambda _: keep_adapter(store, run.adapter.ref, weights), range(8)))
+        refs = list(pool.map(lambda _: copy_adapter(store, run.adapter.ref, weights), range(8)))
     assert all(ref == refs[0] for ref in refs)
     assert store.verified(**refs[0]) is not None
     assert store.names("steps", refs[0]["step"]) == [weights]
@@ -386,69 +390,16 @@ def test_two_that_copy_an_adapter_at_once_make_one_copy(store: Store, recipe: Ru
 def test_a_damaged_copy_is_made_again(store: Store, recipe: RunConfig) -> None:
     run = Run(store, recipe, "one", None)
     weights = weights_of(store, run.adapter.ref)
-    ref = keep_adapter(store, run.adapter.ref, weights)
+    ref = copy_adapter(store, run.adapter.ref, weights)
     (store.fetch(ref) / WEIGHTS).write_text("t0rn")
-    assert keep_adapter(store, run.adapter.ref, weights) == ref
+    assert copy_adapter(store, run.adapter.ref, weights) == ref
     assert store.verified(**ref) is not None
-
-
-# --- promoted before there were copies ---
-
-
-def before_copies(store: Store, *runs: Run) -> None:
-    """Make the history as it was written then."""
-    made = {run.adapter.ref["fingerprint"]: run for run in runs}
-    for file in (Path(store.root) / "current" / "nightly").iterdir():
-        raw = json.loads(file.read_text())
-        for promoted in (raw["before"], raw["after"]):
-            if promoted:
-                promoted["adapter"] = promoted.pop("trained")
-                promoted["scores"] = made[promoted["adapter"]["fingerprint"]].scores.ref
-        file.write_text(json.dumps(raw))
-    log._READ.clear()
-    shutil.rmtree(Path(store.root) / "steps" / "promoted")
-
-
-def test_one_promoted_before_there_were_copies_gets_its_own_before_a_run_can_force_it(
-    store: Store, recipe: RunConfig
-) -> None:
-    (run,) = in_turn(store, recipe, "one")
-    before_copies(store, run)
-    (shown,) = standing(store, "nightly")
-    assert (shown["current"]["adapter"], shown["current"]["intact"]) == (run.adapter.ref, True)
-    now = current_for(store, recipe)
-    assert now is not None
-    made_again(store, run, "other")
-    assert run.decide_again(now, "kept").advance("forced").outcome == "kept"
-    assert Path(pointer(store)["folder"], Path(WEIGHTS).name).read_text() == "one"
-    (shown,) = standing(store, "nightly")
-    assert shown["current"]["intact"]
-    grown_old(Path(store.root))
-    collect(store, keep=0, remove=True)
-    assert current_for(store, recipe) == now
-
-
-def test_one_promoted_before_there_were_copies_and_made_again_with_other_weights_is_refused(
-    store: Store, recipe: RunConfig
-) -> None:
-    runs = in_turn(store, recipe, "one", "two")
-    before_copies(store, *runs)
-    made_again(store, runs[1], "other weights")
-    assert "    [red]its weights are no longer" in "\n".join(standing_lines(standing(store, "nightly")))
-    with pytest.raises(StoreError, match=r"has other weights .*Put back another: ssr current nightly --restore RUN_ID"):
-        current_for(store, recipe)
-    restore(store, "nightly", "run-one")
-    now = current_for(store, recipe)
-    assert now is not None
-    assert content(store, now) == "one"
-    with pytest.raises(StoreError, match="run-two was made again since, and has other weights"):
-        restore(store, "nightly", "run-two")
 
 
 def test_an_adapter_that_is_gone_is_named_with_what_to_do(store: Store, recipe: RunConfig) -> None:
     in_turn(store, recipe, "one")
     shutil.rmtree(Path(store.root) / "steps" / "promoted")
-    with pytest.raises(StoreError, match=r"is gone\. Bring it back, or start over: remove .*/current/nightly/"):
+    with pytest.raises(StoreError, match=r"is gone\. Bring it back, .*Or start over: remove .*/current/nightly/"):
         current_for(store, recipe)
 
 
@@ -492,14 +443,14 @@ def test_gc_leaves_the_last_five_that_were_promoted(store: Store, recipe: RunCon
     collect(store, keep=0, remove=True)
     there = [store.verified(**run.adapter.ref) is not None for run in runs]
     assert there == [False, False, True, True, True, True, True, False]
-    copies = [kept_adapter(weights) for weights in weights]
+    copies = [copy_of(weights) for weights in weights]
     assert [store.verified(**copy) is not None for copy in copies] == [True] * 7 + [False]  # of today
     grown_old(Path(store.root))
     collect(store, keep=0, remove=True)
     assert [store.verified(**copy) is not None for copy in copies] == there
     now = promoted_now(store, "nightly")
     assert now is not None
-    assert all(store.verified(**ref) for ref in now.kept())
+    assert all(store.verified(**ref) for ref in [*now.artifacts(), now.trained])
 
 
 def test_gc_leaves_one_that_was_put_back_and_those_before_it(store: Store, recipe: RunConfig) -> None:
@@ -534,16 +485,16 @@ def test_one_that_was_promoted_before_is_put_back_and_the_history_says_by_hand_a
     found = pointer(store)
     assert (found["run_id"], found["trained"]) == ("run-one", one.adapter.ref)
     assert Path(found["folder"], Path(WEIGHTS).name).read_text() == "one"
-    (shown,) = standing(store, "nightly")
+    (shown,) = promotion_status(store, "nightly")
     assert (shown["current"]["run_id"], shown["current"]["since"][:19]) == ("run-one", event.at[:19])
-    lines = list(standing_lines([shown]))
+    lines = list(status_lines([shown]))
     assert f"\n{event.at[:19]}  restored  run-one, in place of run-two" in lines
     assert "    by hand: two is rude to customers" in lines
 
 
 def test_the_beginning_of_a_run_id_is_enough_where_no_other_begins_so(store: Store, recipe: RunConfig) -> None:
     in_turn(store, recipe, "alpha", "beta", "betty")
-    with pytest.raises(ConfigError, match=r"run-be: several runs begin so .*run-betty, run-beta, run-alpha"):
+    with pytest.raises(ConfigError, match=r"run-be: the ids of several runs begin so .*run-betty, run-beta, run-alpha"):
         restore(store, "nightly", "run-be")
     assert restore(store, "nightly", "run-a").run_id == "run-alpha"
 
@@ -560,7 +511,7 @@ def test_a_run_planned_before_and_deciding_after_is_kept_back(
     restore(store, "nightly", "run-one")
     event = slow.advance()
     assert event.outcome == "kept"
-    assert "but meanwhile run-one was put back by hand. The next run compares with that" in event.reasons[0]
+    assert "but meanwhile run-one was restored by hand. The next run compares with that" in event.reasons[0]
     assert pointer(store)["run_id"] == "run-one"
 
 
@@ -581,7 +532,7 @@ def test_the_next_run_on_the_same_data_does_not_undo_it(store: Store, recipe: Ru
         # The same adapter, compared with the same one: it is found better again.
         event = Run(store, recipe, "two", current_for(store, recipe)).advance(night)
         assert event.outcome == "kept"
-        assert "the very weights that were replaced by hand" in event.reasons[0]
+        assert "a person replaced an adapter with the same weights" in event.reasons[0]
         assert "(by hand: rude)" in event.reasons[0]
     assert outcomes(store)[2:] == [("run-one", "restored"), ("run-two", "kept")]
     assert pointer(store)["run_id"] == "run-one"
@@ -642,7 +593,7 @@ def test_one_that_is_gone_or_damaged_is_not_put_back_and_one_that_was_trained_ag
     for run_id, problem in (
         ("run-gone", "the adapter of run-gone is gone, or damaged"),
         ("run-torn", "the adapter of run-torn is gone, or damaged"),
-        ("run-alone", r"ingest/\w+: gone, and the adapter of run-alone cannot go on without"),
+        ("run-alone", r"ingest/\w+: it is gone, and the adapter of run-alone cannot be promoted without it"),
     ):
         with pytest.raises(StoreError, match=problem):
             restore(store, "nightly", run_id)
@@ -658,16 +609,18 @@ def test_of_a_run_and_a_hand_that_decide_at_once_one_counts(
 ) -> None:
     in_turn(store, recipe, "one", "two")
     # Both have read the history before either writes; the names of their files decide.
-    run, seen = Run(store, recipe, "three", promoted_now(store, "nightly")), pointing.standing_of(store, "nightly")
+    run, seen = Run(store, recipe, "three", promoted_now(store, "nightly")), pointing.read_log(store, "nightly")
     if decides_first == "the run":
         run.advance("a-flow")
-        monkeypatch.setattr(pointing, "standing_of", AtFirst(seen, pointing.standing_of))
-        with pytest.raises(StoreError, match=r"in place of run-two, but meanwhile run-three was promoted\. See `ssr"):
+        monkeypatch.setattr(pointing, "read_log", AtFirst(seen, pointing.read_log, 1))
+        with pytest.raises(
+            StoreError, match=r"was to replace run-two, but meanwhile run-three was promoted\. See `ssr"
+        ):
             restore(store, "nightly", "run-one")
         assert pointer(store)["run_id"] == "run-three"
         return
     restore(store, "nightly", "run-one")
-    monkeypatch.setattr(pointing, "standing_of", AtFirst(seen, pointing.standing_of))
+    monkeypatch.setattr(pointing, "read_log", AtFirst(seen, pointing.read_log))
     assert run.advance("z-flow").outcome == "kept"
     assert pointer(store)["run_id"] == "run-one"
 
@@ -678,30 +631,17 @@ def test_what_was_promoted_while_a_run_copies_its_adapter_stays(
     in_turn(store, recipe, "one", "two")
     slow = Run(store, recipe, "slow", promoted_now(store, "nightly"))
     quick = Run(store, recipe, "quick", promoted_now(store, "nightly"))
-    real = pointing.keep_adapter
+    real = pointing.copy_adapter
 
     def copies(*arguments: Any) -> Ref:
-        monkeypatch.setattr(pointing, "keep_adapter", real)
+        monkeypatch.setattr(pointing, "copy_adapter", real)
         assert quick.advance("z-flow").outcome == "promoted"
         return real(*arguments)
 
-    monkeypatch.setattr(pointing, "keep_adapter", copies)
+    monkeypatch.setattr(pointing, "copy_adapter", copies)
     assert slow.advance("a-flow").outcome == "kept"
     assert pointer(store)["run_id"] == "run-quick"
     assert outcomes(store)[2:] == [("run-quick", "promoted"), ("run-slow", "kept")]
-
-
-def test_a_history_from_before_there_was_a_way_back_is_read(store: Store, recipe: RunConfig) -> None:
-    in_turn(store, recipe, "one", "two")
-    for file in (Path(store.root) / "current" / "nightly").iterdir():
-        raw = json.loads(file.read_text())
-        for promoted in (raw["before"], raw["after"]):
-            if promoted:
-                del promoted["restored_at"]
-        file.write_text(json.dumps(raw))
-    log._READ.clear()
-    assert outcomes(store) == [("run-one", "promoted"), ("run-two", "promoted")]
-    assert restore(store, "nightly", "run-one").after == promoted_now(store, "nightly")
 
 
 def test_the_command_puts_back_and_says_what_it_refuses(store: Store, recipe: RunConfig) -> None:
@@ -751,7 +691,7 @@ def test_the_command_shows_what_is_promoted_since_when_and_why(store: Store, rec
     assert "There are: nightly." in " ".join(unknown.stderr.split())
 
     shutil.rmtree(Path(store.root) / "steps" / "promoted")
-    assert "its weights are no longer those that were promoted" in current("nightly").stdout
+    assert "the promoted adapter is no longer in the store" in current("nightly").stdout
 
 
 # --- what a run is planned with ---
@@ -840,7 +780,7 @@ def test_current_moves_on_s3_as_it_does_here(on_s3: Store, recipe: RunConfig) ->
     now = promoted_now(on_s3, "nightly")
     assert now is not None
     assert content(on_s3, now) == now.run_id.removeprefix("run-")
-    assert log.names(on_s3) == ["nightly"]
+    assert log.recipes_with_log(on_s3) == ["nightly"]
     collect(on_s3, keep=0, remove=True)
     assert on_s3.verified(**now.adapter) is not None
     restore(on_s3, "nightly", "run-one", reason="as it does here")

@@ -1,4 +1,4 @@
-"""`ssr audit-judge`: what the recipe's judge is worth, against labels, or against probes of known truth."""
+"""`ssr audit-judge`: compare the verdicts of a recipe's judge with labels, or with probes whose truth is known."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Found = dict[str, Any]  # Any: JSON values
 
 
 def against_labels(store: Store, recipe: RunConfig, path: Path) -> list[Found]:
-    """Agreement, Cohen's kappa, precision and recall of the judge on labelled answers; of all first.
+    """Agreement, Cohen's kappa, precision and recall of the judge on labelled answers: of all, then by who decided.
 
     Raises:
         DataError: The labelled data is missing, or not what it must be.
@@ -37,10 +37,10 @@ def against_labels(store: Store, recipe: RunConfig, path: Path) -> list[Found]:
 
 
 def against_probes(store: Store, recipe: RunConfig) -> Found:
-    """The audit of the recipe's run where it has been made, else of its probes alone, judged now.
+    """The audit of the recipe's judge step if that is done; otherwise its probes are judged now.
 
     Raises:
-        ConfigError: The recipe has no language model that judges, or wants no probes.
+        ConfigError: The recipe has no language model as judge, or no probes.
     """
     if recipe.judge.llm is None:
         raise ConfigError("judge.llm is null: rules alone judge. Set it, or measure the rules on --labels FILE.")
@@ -60,7 +60,7 @@ def _judge_probes(store: Store, recipe: RunConfig, ingest: Planned) -> Found:
     from tasks.tables.spool import spool
 
     assert recipe.judge.llm is not None  # checked by the caller
-    # To show what is there, not to stop at it.
+    # This command shows a judge that falls short; it must not stop at it.
     audit = recipe.judge.llm.audit.model_copy(update={"below": "gold"})
     llm = recipe.judge.llm.model_copy(update={"audit": audit})
     examples = store.fetch(ingest.execute(store)) / "examples.parquet"
@@ -73,7 +73,7 @@ def _judge_probes(store: Store, recipe: RunConfig, ingest: Planned) -> Found:
 
 @contextmanager
 def _context(store: Store, recipe: RunConfig, what: str) -> Iterator[Context]:
-    """What judging needs of a step, without an artifact: its replies are kept, the rest is thrown away."""
+    """The context of a step that makes no artifact: paid rows are kept, and everything else is removed at the end."""
     identity = [recipe.judge.identity(), recipe.engine.identity(), what]
     ref = Ref(step="audit-judge", fingerprint=digest_of(identity))
     ctx = Context(store, ref, store.work_folder(**ref), {})
@@ -81,11 +81,11 @@ def _context(store: Store, recipe: RunConfig, what: str) -> Iterator[Context]:
     store.done_with_work(**ref)
 
 
-# --- what the terminal shows ---
+# --- tables for the terminal ---
 
 
 def agreement_table(found: list[Found]) -> Table:
-    """Agreement with labels, a line for all and for each that decided."""
+    """Agreement with labels: a row for all answers, and one for each rule or judge that decided."""
     headers = (
         "decided by", "rows", "unjudged", "agreement", "kappa", "precision", "recall", "both accept", "judge alone",
         "label alone", "both reject",
@@ -101,7 +101,7 @@ def agreement_table(found: list[Found]) -> Table:
 
 
 def audit_tables(found: Found) -> Iterator[Table | str]:
-    """The audit by class and by kind of probe, and what it warns of."""
+    """The audit by class of example and by kind of probe, and its warnings."""
     yield f"{found['n_probes']:,} probes, {escape(found['from'])}"
     rates = Table("examples", "precision", "recall", "false accepts", "accepted answers", "wrong among them", box=None)
     for line in found["classes"]:

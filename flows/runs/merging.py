@@ -1,4 +1,4 @@
-"""`ssr merge`: the adapter of an arm merged into its base model, and what it was made from beside it."""
+"""`ssr merge`: merge the adapter of an arm into its base model, and write beside it what it was made from."""
 
 from __future__ import annotations
 
@@ -20,23 +20,25 @@ def merge_arm(store: Store, record: RunRecord, arm: str | None, out: Path) -> St
     """Merge the adapter that an arm of a run has trained.
 
     Args:
-        arm: Its name; None: the only one.
+        arm: The name of the arm; None stands for the only one.
 
     Returns:
         The training step whose adapter it is.
 
     Raises:
-        ConfigError: The run has no such arm, or several; or `out` is there already.
-        DataError: The adapter is gone, or the base model is no longer the one it was trained on.
+        ConfigError: The run has no such arm, or several and none is named; or `out` exists.
+        DataError: The adapter is gone, or the base model has changed since it was trained.
     """
     trained = _of_arm(record, arm)
     adapter = _as_promoted(store, record, trained.ref)
     manifest = store.manifest(**adapter)
     if manifest is None:
-        raise DataError(f"{store.link(adapter)}: gone. Run the recipe again: ssr run makes what is missing.")
+        raise DataError(
+            f"{store.link(adapter)}: the adapter is gone. Run the recipe again: ssr run makes what is missing."
+        )
     model = ModelConfig.model_validate(record.recipe["model"])
     if model_digest(model) != manifest.identity["outside"]["model"]:
-        raise DataError(f"model.base={model.base}: has changed since {record.run_id} trained on it. Bring it back.")
+        raise DataError(f"model.base={model.base}: has changed since {record.run_id} trained on it. Restore it.")
     merge(model, store.fetch(adapter) / "adapter", out)
     origin = {"run": record.run_id, "arm": trained.label.removeprefix("train "), "trained": trained.identity}
     (out / ORIGIN).write_text(json.dumps(origin, indent=1) + "\n")
@@ -44,7 +46,7 @@ def merge_arm(store: Store, record: RunRecord, arm: str | None, out: Path) -> St
 
 
 def _as_promoted(store: Store, record: RunRecord, trained: Ref) -> Ref:
-    """The adapter as the run promoted it, where it did: the training step may have been made again by force since."""
+    """The copy of the adapter if this run promoted it, because a forced step may have replaced the original."""
     for event in history(store, record.name):
         if event.outcome == "promoted" and event.run_id == record.run_id and event.after:
             return event.after.adapter if event.after.trained == trained else trained

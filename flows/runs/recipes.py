@@ -1,4 +1,4 @@
-"""The shipped recipes: where they lie, and what each is for in a line."""
+"""The shipped recipes: their folder, and a line about each."""
 
 from __future__ import annotations
 

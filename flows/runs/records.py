@@ -24,12 +24,13 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run. `status` is running, completed or failed; a killed run stays running.
+    """The record of a run.
 
     Attributes:
         started: UTC, ISO 8601.
         recipe: The full recipe, as JSON values.
-        promotion: What became of the adapter, where the recipe promotes one (`flows.promotion.log.Event.summary`).
+        status: running, completed or failed. The record of a killed run says running for ever.
+        promotion: The decision about the adapter, where the recipe promotes one (`flows.promotion.log.Event.summary`).
     """
 
     run_id: str
@@ -45,7 +46,7 @@ class RunRecord:
 
     @classmethod
     def begin(cls, run_id: str, recipe: RunConfig, planned: list[Planned], *, flow_run_id: str) -> RunRecord:
-        """A run that starts now; its steps are known ahead, so that `ssr gc` leaves them alone while it goes on."""
+        """The record of a run that starts now. It names all planned steps, so that `ssr gc` keeps their artifacts."""
         steps = tuple(StepRecord(p.label, p.ref, p.identity) for p in planned)
         raw = recipe.model_dump(mode="json")
         return cls(run_id, recipe.name, _now(), raw, flow_run_id=flow_run_id, steps=steps)
@@ -53,18 +54,21 @@ class RunRecord:
     def finished(
         self, status: str, problem: str | None = None, *, promotion: dict[str, Any] | None = None
     ) -> RunRecord:  # Any: JSON values
+        """The record after the end of the run."""
         return replace(self, status=status, ended=_now(), problem=problem, promotion=promotion)
 
     def with_made(self, made: list[Planned]) -> RunRecord:
-        """With the steps that were really run: data that changed after the plan gives them other fingerprints."""
+        """The record with the steps as made: data that changed after the plan gave them other fingerprints."""
         labels = {planned.label for planned in made}
         left = (step for step in self.steps if step.label not in labels)
         return replace(self, steps=(*(StepRecord(p.label, p.ref, p.identity) for p in made), *left))
 
     def save(self, store: Store) -> None:
+        """Write or replace the record in the store."""
         store.write_json(asdict(self), "runs", f"{self.run_id}.json")
 
     def to_json(self) -> dict[str, Any]:  # Any: JSON values
+        """The record as JSON values."""
         return asdict(self)
 
     def step(self, label: str) -> StepRecord | None:
@@ -74,8 +78,8 @@ class RunRecord:
 
 
 def run_id_of(name: str, began: datetime, flow_run_id: str) -> str:
-    """Sorts by time; its end keeps two runs of one second apart. A run that is tried again keeps its id."""
-    # Of a scheduled run, the first half of the id is the time at which the schedule made it.
+    """An id that sorts by time. Its end tells runs of the same second apart, and is the same for a retry of the run."""
+    # The end of the flow run's id: its beginning is a time, which scheduled runs may share.
     end = flow_run_id.replace("-", "")[-6:] or secrets.token_hex(3)
     return f"{name}-{began.astimezone(UTC):%Y%m%d-%H%M%S}-{end}"
 

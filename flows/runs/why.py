@@ -1,4 +1,4 @@
-"""The chain behind a run: why each step ran, and what became of one training row."""
+"""`ssr why`: why each step of a run ran, and what every step made of one training row."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ Entry = dict[str, Any]  # Any: JSON values; `title` is its heading
 
 
 def explain_steps(store: Store, record: RunRecord, label: str | None) -> list[Entry]:
-    """For each step of a run: what it made, from what, when, and what changed since the run before.
+    """For each step of a run: what it made, from which inputs, how long it took, and what changed since the last run.
+
+    Args:
+        label: The label or name of a step; None stands for all.
 
     Raises:
         ConfigError: The run has no such step.
@@ -51,10 +54,10 @@ _TABLE_OF = {
 
 
 def explain_row(store: Store, record: RunRecord, example_id: str) -> list[Entry]:
-    """From the dataset to the targets: every table's rows of one example.
+    """The rows of one example in every table, from the dataset to the targets.
 
     Args:
-        example_id: Its beginning is enough where no other row begins so.
+        example_id: The id, or a beginning of it that no other id has.
 
     Raises:
         ConfigError: The run has no such row.
@@ -64,7 +67,7 @@ def explain_row(store: Store, record: RunRecord, example_id: str) -> list[Entry]
         if table := _TABLE_OF.get(made.ref["step"]):
             entries += _rows(store, made.ref, table, example_id, made.label)
     if not entries:
-        raise ConfigError(f"{record.run_id}: no row {example_id!r}. Ids stand in examples.parquet and in the report.")
+        raise ConfigError(f"{record.run_id}: no row {example_id!r}. The ids are in examples.parquet and in the report.")
     if len(ids := {entry["example_id"] for entry in entries}) > 1:
         raise ConfigError(f"{record.run_id}: {len(ids)} rows begin with {example_id!r}. Give more of the id.")
     return entries

@@ -112,7 +112,7 @@ def _locked(store: Store, ref: Ref, *, wait: bool = True) -> Iterator[_Lock | No
 
 @dataclass(frozen=True)
 class _Lock:
-    """A locked file; it is removed before the lock ends."""
+    """A locked file. It is removed before it is unlocked."""
 
     path: Path
     descriptor: int
@@ -127,7 +127,7 @@ class _Lock:
                 if not _lock(descriptor, path, wait=wait):
                     os.close(descriptor)
                     return None
-                # If its last holder removed it while this one waited, the lock is of a file that nobody else sees.
+                # If its last holder removed the file while we waited, we hold a lock that nobody else sees: try again.
                 with suppress(FileNotFoundError):
                     if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                         os.ftruncate(descriptor, 0)
@@ -139,6 +139,7 @@ class _Lock:
             os.close(descriptor)
 
     def release(self) -> None:
+        """Remove the file, and unlock it."""
         self.path.unlink(missing_ok=True)
         os.close(self.descriptor)
 

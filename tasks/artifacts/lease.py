@@ -37,7 +37,7 @@ AFTER_OUTAGE_SECONDS = 2 * RENEW_SECONDS  # for a holder that waits to try again
 
 @dataclass(frozen=True)
 class NoLease:
-    """In place of a lease on a local store, where the lock of a file is all.
+    """In place of a lease on a local store, where the lock of a file is enough.
 
     Attributes:
         alone: The lock is held. It is not where the file system has no locks.
@@ -46,14 +46,14 @@ class NoLease:
     alone: bool
 
     def take(self, ref: Ref) -> None:
-        """Do nothing: whoever waited for the lock has waited for all."""
+        """Do nothing: the lock was waited for."""
 
     def take_if_free(self) -> bool:
         """Whether the lock is held."""
         return self.alone
 
     def is_free(self) -> bool:
-        """Always: only the lock says who works."""
+        """True: only the lock says whether somebody works."""
         return True
 
     def renewed(self) -> AbstractContextManager[None]:
@@ -63,7 +63,13 @@ class NoLease:
 
 @dataclass(frozen=True)
 class _Claim:
-    """The content of a claim. `place` names the cache folder of its holder."""
+    """The content of a claim.
+
+    Attributes:
+        place: The name of its holder's cache folder; "" if the holder may not be alone in it.
+        who: The holder, for people.
+        expires: In seconds since 1970, by the holder's clock.
+    """
 
     owner: str
     place: str
@@ -71,8 +77,8 @@ class _Claim:
     expires: float
 
 
-class _Seen(NamedTuple):
-    """A claim as it stands on the store; None in place of one that cannot be read."""
+class _Found(NamedTuple):
+    """The claim that is on the store; None in place of one that cannot be read."""
 
     claim: _Claim | None
     etag: str
@@ -80,10 +86,11 @@ class _Seen(NamedTuple):
 
 @dataclass(frozen=True)
 class Lease:
-    """A claim of ours on a remote store, or the wish for one.
+    """This process's claim on a remote store, taken or not yet.
 
     Attributes:
-        place: Our cache folder; "" if nothing makes sure that we are alone in it.
+        owner: A random name of this claim.
+        place: The name of our cache folder; "" if no lock makes sure that we are alone in it.
     """
 
     files: S3Files
@@ -92,43 +99,44 @@ class Lease:
     place: str
 
     def take(self, ref: Ref) -> None:
-        """Wait until it is ours."""
+        """Wait until the claim is ours."""
         told = False
-        last: _Seen | None = None
+        last: _Found | None = None
         changed_at, patient_until = time.monotonic(), -math.inf
         while True:
-            seen, was_away = self._look_andtell_waiting()
+            found, after_outage = self._read_timed()
             now = time.monotonic()
-            if was_away:
+            if after_outage:
                 patient_until = now + AFTER_OUTAGE_SECONDS
-            if seen != last or was_away:
-                last, changed_at = seen, now
-            # Not renewed for so long as it should last: over, whatever the clocks of both machines say.
+            if found != last or after_outage:
+                last, changed_at = found, now
+            # A claim that was not renewed for its whole lifetime is stale, whatever the clocks of both machines say.
             stale = now - changed_at > TTL_SECONDS
-            if seen is None or stale or self._is_over(seen.claim, by_clock=now >= patient_until):
-                self._write(seen)
-                if self._is_ours(self._look()):
+            if found is None or stale or self._is_over(found.claim, by_clock=now >= patient_until):
+                self._write(found)
+                if self._is_ours(self._read()):
                     return
-            elif not told and seen.claim:
+            elif not told and found.claim:
                 told = True
-                tell_waiting(ref["step"], ref["fingerprint"], seen.claim.who)
+                tell_waiting(ref["step"], ref["fingerprint"], found.claim.who)
             time.sleep(POLL_SECONDS * random.uniform(0.5, 1))
 
     def take_if_free(self) -> bool:
-        """Whether it is ours now."""
-        seen, was_away = self._look_andtell_waiting()
-        if seen is not None and not self._is_over(seen.claim, by_clock=not was_away):
+        """Take the claim if nobody holds it; whether it is ours now."""
+        found, after_outage = self._read_timed()
+        if found is not None and not self._is_over(found.claim, by_clock=not after_outage):
             return False
-        self._write(seen)
-        return self._is_ours(self._look())
+        self._write(found)
+        return self._is_ours(self._read())
 
     def is_free(self) -> bool:
-        seen, was_away = self._look_andtell_waiting()
-        return seen is None or self._is_over(seen.claim, by_clock=not was_away)
+        """Whether nobody holds the claim."""
+        found, after_outage = self._read_timed()
+        return found is None or self._is_over(found.claim, by_clock=not after_outage)
 
     @contextmanager
     def renewed(self) -> Iterator[None]:
-        """Keep it, once taken; then let others have it."""
+        """Renew the claim, once taken, until the end of the block; then remove it."""
         ended = threading.Event()
         renewing = threading.Thread(target=self._renew_until, args=(ended,), name=self.path, daemon=True)
         renewing.start()
@@ -137,10 +145,10 @@ class Lease:
         finally:
             ended.set()
             renewing.join()
-            self._drop()
+            self._remove()
 
     def _is_over(self, claim: _Claim | None, *, by_clock: bool) -> bool:
-        """Whether nobody holds it. `by_clock`: also because it has run out, which after an outage proves nothing."""
+        """Whether nobody holds a claim. `by_clock`: an expired one is over, which is wrong right after an outage."""
         if claim is None or (by_clock and claim.expires < time.time()):
             return True
         # Its holder had the lock of our cache folder, which we have now: it is dead, or this is our own claim,
@@ -148,56 +156,55 @@ class Lease:
         return claim.owner == self.owner or (claim.place == self.place and self.place != "")
 
     def _renew_until(self, ended: threading.Event) -> None:
-        # A renewal that takes longer than until the next one has failed.
+        # A renewal that has not succeeded when the next one is due has failed.
         brief = replace(self, files=replace(self.files, patience=RENEW_SECONDS))
         while not ended.wait(RENEW_SECONDS):
             try:
-                seen = brief._look()
-                if seen is not None and not self._is_ours(seen):
-                    logger.warning("%s: another worker took over the claim: this machine was away", self.path)
+                found = brief._read()
+                if found is not None and not self._is_ours(found):
+                    logger.warning("%s: another worker has taken over the claim: it was not renewed in time", self.path)
                     return
-                brief._write(seen)
+                brief._write(found)
             except StoreError as error:
                 logger.warning("%s: the claim could not be renewed: %s", self.path, error)
 
-    def _drop(self) -> None:
-        """Let others have it. Where that fails, it runs out."""
+    def _remove(self) -> None:
         try:
-            if self._is_ours(self._look()):
+            if self._is_ours(self._read()):
                 self.files.remove(self.path)
         except StoreError as error:
-            logger.warning("%s: the claim could not be removed, and runs out by itself: %s", self.path, error)
+            logger.warning("%s: the claim could not be removed, and expires by itself: %s", self.path, error)
 
-    def _look_andtell_waiting(self) -> tuple[_Seen | None, bool]:
-        """The claim, and whether the store was away for so long that its holder may have missed a renewal."""
+    def _read_timed(self) -> tuple[_Found | None, bool]:
+        """The claim, and whether the store was silent for so long that its holder may have missed a renewal."""
         asked_at = time.monotonic()
-        return self._look(), time.monotonic() - asked_at > RENEW_SECONDS
+        return self._read(), time.monotonic() - asked_at > RENEW_SECONDS
 
-    def _look(self) -> _Seen | None:
+    def _read(self) -> _Found | None:
         try:
-            # In this order: if it changes in between, the ETag is too old, and a write with it is refused.
+            # In this order: if the claim changes in between, the ETag is too old, and a write with it is refused.
             etag = self.files.etag(self.path)
             content = self.files.read(self.path)
         except FileNotFoundError:
             return None
         try:
-            return _Seen(_Claim(**json.loads(content)), etag)
+            return _Found(_Claim(**json.loads(content)), etag)
         except (ValueError, TypeError):
-            return _Seen(None, etag)
+            return _Found(None, etag)
 
-    def _write(self, seen: _Seen | None) -> None:
+    def _write(self, found: _Found | None) -> None:
         claim = _Claim(self.owner, self.place, process_name(), time.time() + TTL_SECONDS)
-        self.files.swap(self.path, json.dumps(asdict(claim)).encode(), seen.etag if seen else None)
+        self.files.swap(self.path, json.dumps(asdict(claim)).encode(), found.etag if found else None)
 
-    def _is_ours(self, seen: _Seen | None) -> bool:
-        return seen is not None and seen.claim is not None and seen.claim.owner == self.owner
+    def _is_ours(self, found: _Found | None) -> bool:
+        return found is not None and found.claim is not None and found.claim.owner == self.owner
 
 
 def cache_name(folder: Path) -> str:
-    """A name for a cache folder: the same for all who share it, and for no one else."""
+    """A random name for a cache folder, kept in it: the same for all processes that use the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "place", "a+") as file:
-        with suppress(OSError):  # no locks here: then the name is not used either
+        with suppress(OSError):  # without locks the name is not used either
             fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
         name = file.read()
@@ -208,8 +215,10 @@ def cache_name(folder: Path) -> str:
 
 
 def process_name() -> str:
+    """This process, for people: its host and its id."""
     return f"{socket.gethostname()}, process {os.getpid()}"
 
 
 def tell_waiting(step: str, fingerprint: str, who: str) -> None:
-    logger.warning("%s %s: another worker is at it (%s); waiting for it", step, fingerprint[:12], who or "unknown")
+    """Log that this process waits for another one that makes the same artifact."""
+    logger.warning("%s %s: waiting for another worker that makes it (%s)", step, fingerprint[:12], who or "unknown")

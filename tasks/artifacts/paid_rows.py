@@ -4,12 +4,13 @@
 
 A *space* is everything that decides a row's content except its prompt (model, template, sampling); a row's key is the
 digest of the prompt within it. A part appears whole or not at all, so that a killed step loses at most the rows since
-its last part. The first rows make a part at once: a store that refuses them ends the step before much is paid for. For
-a remote store a part is first written here, as unsent: what a lost connection kept back is sent by the next run. A part
-that is torn all the same is passed over: its rows are not there, and to stop for it would stop every run for ever.
+its last part. The first rows are written as a part at once, so that a store which refuses them ends the step before
+much is paid for. For a remote store a part is first written to the cache folder, as unsent; if the connection breaks,
+the next run uploads it. A part that is damaged all the same is skipped, and its rows are generated again: an error
+would stop every later run, too.
 
-Failed rows are rows: those that another try may help are tried again by the next run, alone; all of them by a step that
-is forced, since what made them fail may have been the server's.
+A failed row is a row, too. The next run retries those whose failure may pass (`retryable`). A forced step retries all,
+because the server may have caused the failures.
 
 Not covered: order and joins; a step reads its rows back with `LATEST_SQL` and sorts them by example.
 """
@@ -43,11 +44,11 @@ _UNSENT = "unsent-"
 
 
 class DoneKeys(NamedTuple):
-    """Keys that need no more work.
+    """The keys of rows that are done.
 
     Attributes:
-        here: Written by the same step identity: an earlier try of this very step.
-        elsewhere: Written by others.
+        here: Written by an earlier try of the same step, which has the same fingerprint.
+        elsewhere: Written by other steps.
     """
 
     here: frozenset[str]
@@ -79,28 +80,28 @@ class RowStore:
     _readable: dict[Path, bool] = field(default_factory=dict)
 
     def parts(self) -> list[Path]:
-        """Local paths of all parts, by name; remote ones are downloaded once, unless another run here did.
+        """Local paths of all parts, sorted by name. Parts of a remote store are downloaded to the cache folder once.
 
         A part that cannot be read is left out, with a warning.
         """
         folder = self._folder()
         for unsent in sorted(folder.glob(f"{_UNSENT}*")):
             self._send(unsent)
-        # A listing may be a moment old: what this process wrote is there all the same.
+        # A listing may be a moment old, and miss what this process has just written.
         names = sorted(self._sent.union(self.store.names("rows", self.table, self.space)))
         paths = [folder / name for name in names if name.startswith("part-")]
         unknown = [path for path in paths if path not in self._readable and path.exists()]
         self._readable |= {path: True for path in unknown if _damage(path) is None}
-        # A copy that was torn here may be whole there.
+        # A copy that is damaged in the cache folder may be whole on the store.
         wanted = [path for path in paths if path not in self._readable or not path.exists()]
         at_once(lambda path: self.store.files.download(self._remote(path.name), path), wanted)
         return [path for path in paths if self._is_readable(path)]
 
     def done(self, *, failures: bool = True) -> DoneKeys:
-        """Which keys need no more work; a retryable failure is not done.
+        """The keys of all rows that are done. A row whose failure is retryable is not.
 
         Args:
-            failures: False: no failure is done.
+            failures: Whether a final failure counts as done.
         """
         here: set[str] = set()
         elsewhere: set[str] = set()
@@ -114,13 +115,13 @@ class RowStore:
         return DoneKeys(frozenset(here), frozenset(elsewhere))
 
     def append(self, rows: list[dict[str, object]]) -> None:
-        """Keep finished rows; the first are safe at once, others when their part is full or a few seconds old."""
+        """Add finished rows. The first are written at once, later ones when a part is full or a few seconds old."""
         self._pending += rows
         if len(self._pending) >= PART_ROWS or time.monotonic() - self._flushed_at >= PART_SECONDS:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is pending as a part."""
+        """Write the rows that were added since the last part as a part."""
         self._flushed_at = time.monotonic()
         if not self._pending:
             return
@@ -137,10 +138,12 @@ class RowStore:
 
     def _send(self, unsent: Path) -> None:
         name = unsent.name.removeprefix(_UNSENT)
-        # Another run on this machine may be sending the same part: the same bytes to the same name.
+        # Another run on this machine may be uploading the same part: the same bytes to the same name.
         with suppress(FileNotFoundError):
             if damage := _damage(unsent):
-                logger.warning("%s: torn, and removed unsent (%s): its rows are asked for again", unsent, damage)
+                logger.warning(
+                    "%s: damaged, and removed instead of uploaded (%s): its rows are generated again", unsent, damage
+                )
                 unsent.unlink()
                 return
             self.store.files.upload(unsent, self._remote(name))
@@ -153,8 +156,8 @@ class RowStore:
             self._readable[path] = damage is None
             if damage:
                 logger.warning(
-                    "%s/rows/%s/%s/%s: passed over, because it cannot be read (%s): its rows are asked for again. "
-                    "Remove it, unless there is a whole copy to put in its place.",
+                    "%s/rows/%s/%s/%s: skipped, because it cannot be read (%s): its rows are generated again. "
+                    "Remove it, or replace it by a copy that is whole.",
                     self.store.uri, self.table, self.space, path.name, damage,
                 )  # fmt: skip
         return self._readable[path]
@@ -175,14 +178,14 @@ def _damage(path: Path) -> str | None:
     try:
         pq.read_metadata(path)
     except (pa.ArrowInvalid, OSError) as error:
-        if isinstance(error, OSError) and error.errno:  # of the disk, not of what is written there
+        if isinstance(error, OSError) and error.errno:  # the disk failed: that says nothing about the content
             raise
         return " ".join(str(error).split())
     return None
 
 
-# The row of each key that counts: one without a problem before one with, and a failure that is final, as which it is
-# done, before one that may be tried again. Decided over narrow columns alone.
+# One row of each key: a row without a problem, else a final failure (which is done), else a retryable one. Only narrow
+# columns are sorted.
 LATEST_SQL = """
     SELECT all_rows.* FROM {rows} AS all_rows
     JOIN (

@@ -1,8 +1,8 @@
-"""Files on S3: patient with a server that fails in passing, quick and clear with one that will not do.
+"""Files on S3, with retries while the server fails, and an error that says what to do where a retry cannot help.
 
-What is repeated, with growing random pauses: by botocore a request (5xx, 429, a cut connection), by s3fs a body that
-broke off, and by `_patiently` the whole operation while the server is away. What another try cannot help (no such
-bucket, no permission) fails at once. After `PATIENCE_SECONDS` the operation is a StoreError.
+Retried with growing random pauses: by botocore a request (5xx, 429, a cut connection), by s3fs a body that broke off,
+and by `_patiently` the whole operation while the server does not answer. An error that a retry cannot help (no such
+bucket, no permission) is raised at once. After `PATIENCE_SECONDS` the operation is a StoreError.
 
 Not covered: what the files mean (`tasks.artifacts.store`), and other remote file systems.
 """
@@ -27,13 +27,13 @@ from tasks.errors import SsrError, StoreError
 logger = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 120.0  # of a running step: longer than a server's restart
-FIRST_PATIENCE_SECONDS = 8.0  # of the preflight: who has mistyped an address wants to know soon
+FIRST_PATIENCE_SECONDS = 8.0  # of the preflight: whoever has mistyped an address wants to know soon
 _REQUEST_TRIES = 4  # by botocore, within each try of ours
 _CHUNK = 16 << 20  # of an upload or a download; four at once, so 64 MiB of memory a file
 _CHUNKS_AT_ONCE = 4
 _FILES_AT_ONCE = 4
-# 400 and 409 of S3 that mean: the request arrived damaged or at a bad moment.
-_PASSING = {
+# Codes of 400 and 409 that mean: the request arrived damaged, or at a bad moment. A retry may help.
+_TRANSIENT = {
     "BadDigest", "ConditionalRequestConflict", "IncompleteBody", "InternalError", "OperationAborted", "RequestTimeout",
     "SlowDown", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch",
 }  # fmt: skip
@@ -53,7 +53,7 @@ def open_s3(uri: str, *, in_a_hurry: bool = False) -> tuple[fsspec.AbstractFileS
     """
     fs, root = fsspec.core.url_to_fs(
         uri,
-        use_listings_cache=False,  # others write here, too
+        use_listings_cache=False,  # other machines write here, too
         # Instances are remembered by their arguments, so the endpoint must be one of them.
         endpoint_url=os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"),
         default_block_size=_CHUNK,
@@ -73,8 +73,8 @@ def open_s3(uri: str, *, in_a_hurry: bool = False) -> tuple[fsspec.AbstractFileS
 class S3Files:
     """The operations of a store on S3, by path as the file system knows it.
 
-    Each raises FileNotFoundError only where the server said that there is no such object, and StoreError for
-    everything else.
+    Each raises FileNotFoundError only if the server said that there is no such object, and StoreError for everything
+    else.
 
     Attributes:
         uri: Of the store, for messages.
@@ -105,10 +105,10 @@ class S3Files:
         self._do("write", path, lambda: self.fs.pipe_file(path, content))
 
     def swap(self, path: str, content: bytes, etag: str | None) -> bool:
-        """Write if the object is still the one with this ETag, or, with None, still not there; whether it was.
+        """Write if the object still has this ETag or, with None, still does not exist; whether it was written.
 
-        A server without conditional writes writes always, so read back who was last. True is not proof, and neither
-        is False: an answer that got lost is asked for again, and then finds what it wrote itself.
+        Read the object afterwards to be sure. A server without conditional writes always writes, so True proves
+        nothing. Neither does False: if an answer got lost, the retry finds what the first try wrote.
         """
         condition = {"IfMatch": etag} if etag else {"IfNoneMatch": "*"}
 
@@ -128,7 +128,7 @@ class S3Files:
         return self._do("write", path, write)
 
     def upload(self, source: Path, path: str) -> None:
-        """Copy a local file; what arrived is at least as long as it (S3 itself compares the checksum sent along)."""
+        """Copy a local file to an object, and compare their sizes. S3 itself compares the checksum sent along."""
 
         def put() -> None:
             self.fs.put_file(str(source), path, chunksize=_CHUNK)
@@ -138,7 +138,7 @@ class S3Files:
         self._do("write", path, put)
 
     def download(self, path: str, target: Path) -> None:
-        """Copy to a local file, which appears whole or not at all."""
+        """Copy an object to a local file, which appears whole or not at all."""
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
         try:
@@ -187,20 +187,20 @@ class S3Files:
         except Exception as error:
             if isinstance(error, FileNotFoundError) and _answer(error)[1] != "NoSuchBucket":
                 raise
-            raise StoreError(_in_words(self.uri, f"{verb} {path}", error, patience)) from error
+            raise StoreError(_error_message(self.uri, f"{verb} {path}", error, patience)) from error
 
 
 def at_once(do: Callable[[T], object], things: Iterable[T]) -> None:
-    """Do it for several things at once, e.g. transfer files; when all have ended, the first error is raised."""
+    """Call `do` for several things at once, e.g. to transfer files; when all have ended, raise the first error."""
     with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
         for _ in pool.map(do, things):
             pass
 
 
 def _patiently(call: Callable[[], T], seconds: float) -> T:
-    """Repeat a call that fails in passing until it succeeds or the time is up; then raise its last error."""
+    """Retry a call while its error is transient and time is left; then raise its last error."""
     retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_exception(_is_passing),
+        retry=tenacity.retry_if_exception(_is_transient),
         wait=tenacity.wait_random_exponential(multiplier=0.5, max=10),
         stop=tenacity.stop_before_delay(seconds),
         before_sleep=tenacity.before_sleep_log(logger, logging.INFO),
@@ -209,14 +209,14 @@ def _patiently(call: Callable[[], T], seconds: float) -> T:
     return retrying(call)
 
 
-def _is_passing(error: BaseException) -> bool:
-    """Whether another try may help."""
+def _is_transient(error: BaseException) -> bool:
+    """Whether a retry may help."""
     import aiohttp
     from botocore import exceptions, parsers  # type: ignore[import-untyped]  # has no types
 
     status, code = _answer(error)
     if status:
-        return (status >= 500 and status != 501) or status in (408, 429) or code in _PASSING
+        return (status >= 500 and status != 501) or status in (408, 429) or code in _TRANSIENT
     if isinstance(error, exceptions.SSLError):
         return False
     return isinstance(
@@ -227,7 +227,7 @@ def _is_passing(error: BaseException) -> bool:
 
 
 def _answer(error: BaseException) -> tuple[int, str]:
-    """HTTP status and S3's code of an answer that came; 0 and "" if none came. s3fs keeps it as the cause."""
+    """HTTP status and S3's code of the server's answer; 0 and "" if there was none. s3fs keeps it as the cause."""
     for one in (error, error.__cause__):
         response = getattr(one, "response", None)
         if isinstance(response, dict):
@@ -236,8 +236,8 @@ def _answer(error: BaseException) -> tuple[int, str]:
     return 0, ""
 
 
-def _in_words(uri: str, deed: str, error: BaseException, seconds: float) -> str:
-    """What went wrong on S3 while doing `deed` for `seconds`, and what to do about it."""
+def _error_message(uri: str, action: str, error: BaseException, seconds: float) -> str:
+    """What went wrong on S3 while `action` was tried for `seconds`, and what to do about it."""
     if isinstance(error, SsrError):
         return str(error)
     status, code = _answer(error)
@@ -252,12 +252,12 @@ def _in_words(uri: str, deed: str, error: BaseException, seconds: float) -> str:
         )
     if status == 403:
         return (
-            f"{uri}: no permission to {deed} ({reason}). The credentials must allow to read, write, list and remove "
+            f"{uri}: no permission to {action} ({reason}). The credentials must allow to read, write, list and remove "
             "objects below it: s3:GetObject, s3:PutObject, s3:ListBucket, s3:DeleteObject."
         )
-    if _is_passing(error):
+    if _is_transient(error):
         return (
-            f"{uri}: could not {deed}, tried for {seconds:.0f} s ({reason}). Check that the server of AWS_ENDPOINT_URL "
-            "is up and can be reached; then the same command goes on from here."
+            f"{uri}: could not {action}, tried for {seconds:.0f} s ({reason}). Check that the server of "
+            "AWS_ENDPOINT_URL is up and can be reached; then the same command goes on from here."
         )
-    return f"{uri}: could not {deed}: {reason}. Check the address and the credentials."
+    return f"{uri}: could not {action}: {reason}. Check the address and the credentials."

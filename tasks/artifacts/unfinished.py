@@ -1,10 +1,10 @@
-"""What an unfinished step has made so far, kept on a remote store too, so that another machine goes on with it.
+"""Checkpoints of an unfinished step on a remote store, so that another machine can go on from them.
 
     <store>/work/<step>/<fingerprint>/<name>             a file, or a folder of files
     <store>/work/<step>/<fingerprint>/<name>.complete    written last: without it, the rest does not count
     <store>/work/<step>/<fingerprint>/made_from          what the step's inputs held, and whether it was forced
 
-On a local store the work folder is in the store already, and nothing is kept twice. Checkpoints hold optimiser state in
+On a local store the work folder is in the store already, and nothing is uploaded. Checkpoints hold optimiser state in
 PyTorch's format; the trainer reads it with `weights_only`, which runs no code.
 """
 
@@ -28,19 +28,19 @@ logger = logging.getLogger(__name__)
 
 _COMPLETE = ".complete"
 _MADE_FROM = "made_from"
-_PATIENCE_SECONDS = 30.0  # the step stands still meanwhile
+_PATIENCE_SECONDS = 30.0  # the step waits meanwhile
 
 
 def keep_only_if(store: Store, ref: Ref, made_from: str) -> None:
-    """Before a step works: remove what an earlier try has left, here and on the store, unless made from the same.
+    """Remove what an earlier try of a step has left, here and on the store, unless it was made from the same inputs.
 
-    Its fingerprint does not tell: an input that was made again by force may hold other bytes under the same one.
+    The fingerprint does not tell: an input that was forced may hold other bytes under the same fingerprint.
 
     Args:
         made_from: A digest of what the inputs hold now, and whether the step is forced.
 
     Raises:
-        StoreError: The store could not be asked. What is there may be of other inputs.
+        StoreError: The store did not answer, so its files may be of other inputs.
     """
     here = store.work_folder(**ref) / _MADE_FROM
     if not here.exists() or here.read_text() != made_from:
@@ -56,12 +56,13 @@ def keep_only_if(store: Store, ref: Ref, made_from: str) -> None:
 
 
 def push(store: Store, ref: Ref, name: str, *, only_newest: bool = False) -> bool:
-    """Keep a file or folder of the work folder on the remote store; whether it is safe there.
-
-    That it is not is no reason to stop: the step goes on, and keeps the next one.
+    """Upload a file or folder of the work folder to a remote store. A failure is logged, and the step goes on.
 
     Args:
-        only_newest: What else stands beside it there is removed once this one is complete.
+        only_newest: Remove what is beside it on the store once this one is complete.
+
+    Returns:
+        Whether it is on a remote store now.
     """
     if not isinstance(store, S3Store):
         return False
@@ -69,7 +70,7 @@ def push(store: Store, ref: Ref, name: str, *, only_newest: bool = False) -> boo
     files = replace(store.files, patience=_PATIENCE_SECONDS)
     try:
         entries = describe_files(source) if source.is_dir() else [_entry(source)]
-        # Until all of it is there, an older one of this name must not count either.
+        # While it is uploaded, an older one of this name must not count either.
         files.remove(_path(store, ref, f"{name}{_COMPLETE}"))
         at_once(lambda entry: files.upload(_file(source, entry), _path(store, ref, _name(name, entry))), entries)
         files.write(_path(store, ref, f"{name}{_COMPLETE}"), json.dumps(entries).encode())
@@ -82,17 +83,17 @@ def push(store: Store, ref: Ref, name: str, *, only_newest: bool = False) -> boo
 
 
 def pushed(store: Store, ref: Ref, folder: str) -> list[str]:
-    """The names, relative to the work folder, of what is complete in one of its folders on the remote store."""
+    """The names, relative to the work folder, of what is complete in one of its folders on a remote store."""
     names = store.names("work", ref["step"], ref["fingerprint"], folder)
     complete = [name.removesuffix(_COMPLETE) for name in names if name.endswith(_COMPLETE)]
     return [f"{folder}/{checked_name(name, where=_where(store, ref, folder))}" for name in complete]
 
 
 def pull(store: Store, ref: Ref, name: str) -> bool:
-    """Get a file or folder that some machine has kept; False if there is none, or it is not whole.
+    """Download a file or folder that some machine has pushed; False if there is none, or if it is not whole.
 
     Raises:
-        StoreError: The store could not be asked. To work without it might pay twice.
+        StoreError: The store did not answer. To go on without the file might pay twice.
     """
     try:
         entries = _listed(store, ref, name)
@@ -106,7 +107,7 @@ def pull(store: Store, ref: Ref, name: str) -> bool:
     def get(entry: FileEntry) -> None:
         store.files.download(_path(store, ref, _name(name, entry)), _file(part, entry))
         if file_digest(_file(part, entry)) != entry["sha256"]:
-            raise ValueError(f"{entry['name']} is not what was kept")
+            raise ValueError(f"{entry['name']} is not what was pushed")
 
     try:
         at_once(get, entries)
@@ -116,7 +117,7 @@ def pull(store: Store, ref: Ref, name: str) -> bool:
     except FileNotFoundError:
         return False
     except ValueError as error:
-        _tell_damaged(ref, name, error)
+        _log_damaged(ref, name, error)
         return False
     finally:
         if part.is_dir():
@@ -126,11 +127,11 @@ def pull(store: Store, ref: Ref, name: str) -> bool:
 
 
 def _listed(store: Store, ref: Ref, name: str) -> list[FileEntry] | None:
-    """What is complete under a name; None where the list is damaged or names a file outside, which is told.
+    """The files of what is complete under a name; None if their list is damaged or names a file outside: it is logged.
 
     Raises:
-        FileNotFoundError: Nothing is.
-        StoreError: The store could not be asked.
+        FileNotFoundError: Nothing is complete under this name.
+        StoreError: The store did not answer.
     """
     content = store.read("work", ref["step"], ref["fingerprint"], f"{name}{_COMPLETE}")
     try:
@@ -139,11 +140,11 @@ def _listed(store: Store, ref: Ref, name: str) -> list[FileEntry] | None:
             return [FileEntry(name="", size=int(entries[0]["size"]), sha256=str(entries[0]["sha256"]))]
         return checked_files(entries, where=_where(store, ref, f"{name}{_COMPLETE}"))
     except (ValueError, TypeError, KeyError, StoreError) as error:
-        _tell_damaged(ref, name, error)
+        _log_damaged(ref, name, error)
         return None
 
 
-def _tell_damaged(ref: Ref, name: str, error: Exception) -> None:
+def _log_damaged(ref: Ref, name: str, error: Exception) -> None:
     logger.warning("%s: %s on the store is damaged and not used: %s", ref["step"], name, error)
 
 
@@ -156,7 +157,7 @@ def _remove_others(store: Store, ref: Ref, name: str) -> None:
 
 
 def _entry(path: Path) -> FileEntry:
-    """A single file: it has no name below itself."""
+    """A single file. Its name is empty, because names are relative to what is pushed."""
     return FileEntry(name="", size=path.stat().st_size, sha256=file_digest(path))
 
 
@@ -173,5 +174,5 @@ def _path(store: Store, ref: Ref, name: str) -> str:
 
 
 def _where(store: Store, ref: Ref, name: str) -> str:
-    """The same, for people."""
+    """A path of unfinished work, for messages."""
     return f"{store.uri}/work/{ref['step']}/{ref['fingerprint']}/{name}"

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from tasks.tables.schema import ITEMS, SCORES, check, read_table
+from tasks.tables.schema import ITEMS, SCORES, check_schema, read_table
 
 LEAKED_REFUSAL = "leaked_refusal"
 LOWER_IS_BETTER = ("over_refusal", LEAKED_REFUSAL)
@@ -97,7 +97,7 @@ def items_of(folders: Mapping[str, Path], key: Key) -> pd.DataFrame:
     clusters: pd.Series[str] | None = None
     for model, folder in folders.items():
         path = folder / "items.parquet"
-        check(pq.read_schema(path), ITEMS, where=path)
+        check_schema(pq.read_schema(path), ITEMS, where=path)
         wanted = [("benchmark", "=", key.benchmark), ("metric", "=", key.metric)]
         rows = pq.read_table(path, columns=["item_id", "cluster", "score"], filters=wanted)
         index = pd.Index(rows.column("item_id").to_pylist(), dtype=object)

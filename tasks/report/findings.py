@@ -22,7 +22,7 @@ from tasks.report.published import PUBLISHED, Published
 from tasks.report.spent import Made, spent
 from tasks.report.verdict import verdict, warnings
 from tasks.running.step import Context
-from tasks.tables.schema import EXAMPLES, METRICS, OUTPUTS, TARGETS, VERDICTS, check, read_table
+from tasks.tables.schema import EXAMPLES, METRICS, OUTPUTS, TARGETS, VERDICTS, check_schema, read_table
 
 REPORT_SCHEMA_VERSION = "2"
 MAX_CURVE_POINTS = 200
@@ -110,7 +110,7 @@ _SCHEMAS = {"examples": EXAMPLES, "outputs": OUTPUTS, "verdicts": VERDICTS, "tar
 
 
 def _checked(path: Path, table: str) -> Path:
-    check(pq.read_schema(path), _SCHEMAS[table], where=path)
+    check_schema(pq.read_schema(path), _SCHEMAS[table], where=path)
     return path
 
 

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from tasks.policies import CANDIDATE, has_output
 from tasks.tables import schema
-from tasks.tables.aligned import GRAIN, Following, accepted, judged_outputs, tables_of, training_batches
+from tasks.tables.aligned import GRAIN, SortedReader, accepted, judged_outputs, tables_of, training_batches
 
 _JUDGED_COLUMNS = ["text", "verdict", "verdict_reason"]
 
@@ -38,7 +38,7 @@ def candidates(tables: Tables) -> Iterator[tuple[pa.Table, pa.Table]]:
 
     A candidate has the columns of `tasks.policies.CANDIDATE`, but for `drawn`.
     """
-    seen = Following(tables_of(tables.seen, schema.EXAMPLES, ["example_id", "split"])) if tables.seen else None
+    seen = SortedReader(tables_of(tables.seen, schema.EXAMPLES, ["example_id", "split"])) if tables.seen else None
     for rows, found in _all_candidates(tables):
         if seen is None:
             yield rows, found
@@ -51,12 +51,12 @@ def candidates(tables: Tables) -> Iterator[tuple[pa.Table, pa.Table]]:
 
 
 def _all_candidates(tables: Tables) -> Iterator[tuple[pa.Table, pa.Table]]:
-    answers = Following(judged_outputs(tables.outputs, tables.verdicts))
+    answers = SortedReader(judged_outputs(tables.outputs, tables.verdicts))
     rewrites = likelihoods = None
     if tables.rewrites and tables.rewrite_verdicts:
-        rewrites = Following(judged_outputs(tables.rewrites, tables.rewrite_verdicts))
+        rewrites = SortedReader(judged_outputs(tables.rewrites, tables.rewrite_verdicts))
     if tables.likelihoods:
-        likelihoods = Following(tables_of(tables.likelihoods, schema.LIKELIHOODS, [*GRAIN, "base_nll"]))
+        likelihoods = SortedReader(tables_of(tables.likelihoods, schema.LIKELIHOODS, [*GRAIN, "base_nll"]))
     for batch in training_batches(tables.examples, ["messages", "golds"]):
         ids = batch.column("example_id")
         measured = likelihoods.until(ids[-1]) if likelihoods else None

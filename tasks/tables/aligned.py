@@ -1,6 +1,6 @@
-"""Reading tables of one order side by side, a batch at a time: joins whose memory does not grow with their rows.
+"""Merge joins: tables that are sorted alike are read side by side, so that memory does not grow with their rows.
 
-Every table is sorted by example_id, so that what belongs to a batch of examples is the next stretch of the others.
+Every table is sorted by example_id. So the rows about a batch of examples are the next rows of the other table.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ GRAIN = ("example_id", "kind", "sample_index")
 
 
 def training_batches(examples: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """These columns of the training examples, with example_id and split; no batch is empty."""
+    """These columns of the training examples, together with example_id and split; no batch is empty."""
     for batch in schema.read_batches(examples, schema.EXAMPLES, columns=["example_id", "split", *columns]):
         training = batch.filter(pc.equal(batch.column("split"), "train"))
         if training.num_rows:
@@ -26,7 +26,7 @@ def training_batches(examples: Path, columns: list[str]) -> Iterator[pa.RecordBa
 
 
 def tables_of(path: Path, expected: pa.Schema, columns: list[str]) -> Iterator[pa.Table]:
-    """Columns of a table in batches: at least one, so that they are known also where there are no rows."""
+    """Columns of a table in batches. There is at least one batch, which may be empty, so that the columns are known."""
     batches = schema.read_batches(path, expected, columns=columns)
     first = next(batches, None)
     yield expected.empty_table().select(columns) if first is None else pa.Table.from_batches([first])
@@ -34,7 +34,9 @@ def tables_of(path: Path, expected: pa.Schema, columns: list[str]) -> Iterator[p
 
 
 def judged_outputs(outputs: Path, verdicts: Path) -> Iterator[pa.Table]:
-    """Outputs with their verdicts, in batches, at least one: both have the same grain and order, so row meets row.
+    """Outputs with their verdicts (columns verdict and verdict_reason), in batches, at least one.
+
+    The two tables have the same grain and order, so row n of one belongs to row n of the other.
 
     Raises:
         DataError: The two tables are not about the same rows.
@@ -54,11 +56,11 @@ def accepted(judged: pa.Table) -> pa.ChunkedArray:
     return pc.fill_null(pc.equal(judged.column("verdict"), "accept"), False)
 
 
-class Following:
-    """A table sorted by example_id, read on from where it was left: what belongs to the next batch of examples.
+class SortedReader:
+    """A reader of a table sorted by example_id, which goes on from where it stopped.
 
     Args:
-        tables: Its batches, at least one; any number of rows an example, also none.
+        tables: The batches of the table, at least one. An example may have any number of rows, also none.
     """
 
     def __init__(self, tables: Iterator[pa.Table]) -> None:
@@ -67,7 +69,7 @@ class Following:
         self._nothing = self._waiting.slice(0, 0)
 
     def until(self, last: pa.Scalar) -> pa.Table:
-        """The rows from there up to this example_id, whether or not there is such an example."""
+        """The next rows up to and including this example_id, which need not be in the table."""
         found = [self._nothing]
         while self._waiting is not None:
             n_matching = pc.sum(pc.less_equal(self._waiting.column("example_id"), last)).as_py() or 0
@@ -82,12 +84,12 @@ class Following:
 def with_matches(
     examples: Iterator[pa.RecordBatch], others: Iterator[pa.Table]
 ) -> Iterator[tuple[pa.RecordBatch, pa.Table]]:
-    """Each batch of examples with the rows of the other table that are about them.
+    """Each batch of examples with the rows of the other table that are about these examples.
 
     Args:
         examples: Sorted by a unique example_id.
-        others: Batches as `Following` takes them.
+        others: The batches of the other table, sorted by example_id, at least one.
     """
-    following = Following(others)
+    reader = SortedReader(others)
     for batch in examples:
-        yield batch, following.until(batch.column("example_id")[-1])
+        yield batch, reader.until(batch.column("example_id")[-1])

@@ -167,7 +167,7 @@ DRIFT = _table(
 )  # fmt: skip
 
 
-def check(schema: pa.Schema, expected: pa.Schema, *, where: object) -> None:
+def check_schema(schema: pa.Schema, expected: pa.Schema, *, where: object) -> None:
     """Refuse a table that is not of the expected schema.
 
     Raises:
@@ -187,7 +187,7 @@ def check(schema: pa.Schema, expected: pa.Schema, *, where: object) -> None:
 class TableWriter:
     """Writes one Parquet table in batches; use as a context manager.
 
-    Row groups depend on the rows alone, not on how they were handed over, so that the same rows give the same bytes.
+    Row groups depend on the rows alone, not on the batches in which they arrive, so equal rows give equal bytes.
     """
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
@@ -198,7 +198,11 @@ class TableWriter:
         self._writer = pq.ParquetWriter(path, schema, compression="zstd", version="2.6")
 
     def write(self, rows: list[dict[str, object]] | pa.Table) -> None:
-        """Append rows; a null in a column that must not be null is refused."""
+        """Append rows.
+
+        Raises:
+            DataError: There is a null in a column that must not have one.
+        """
         table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(rows, schema=self._schema)
         for field in self._schema:
             if not field.nullable and table.column(field.name).null_count:
@@ -228,20 +232,20 @@ class TableWriter:
 def read_batches(
     path: Path, expected: pa.Schema, *, columns: list[str] | None = None, batch_rows: int = BATCH_ROWS
 ) -> Iterator[pa.RecordBatch]:
-    """The rows of a table in its order, a batch at a time, after checking its schema."""
+    """Check the schema of a table, then read its rows in order, a batch at a time."""
     with pq.ParquetFile(path) as file:
-        check(file.schema_arrow, expected, where=path.name)
+        check_schema(file.schema_arrow, expected, where=path.name)
         yield from file.iter_batches(batch_size=batch_rows, columns=columns)
 
 
 def read_table(path: Path, expected: pa.Schema, *, columns: list[str] | None = None) -> pa.Table:
-    """A whole table, for the small ones (scores, metrics)."""
-    check(pq.read_schema(path), expected, where=path.name)
+    """Check the schema of a small table (scores, metrics), and read all of it."""
+    check_schema(pq.read_schema(path), expected, where=path.name)
     return pq.read_table(path, columns=columns)
 
 
 def count_rows(path: Path, expected: pa.Schema) -> int:
-    """The number of rows of a table, from its footer alone, after checking its schema."""
+    """Check the schema of a table, and read its number of rows from its footer alone."""
     with pq.ParquetFile(path) as file:
-        check(file.schema_arrow, expected, where=path.name)
+        check_schema(file.schema_arrow, expected, where=path.name)
         return int(file.metadata.num_rows)

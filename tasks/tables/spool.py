@@ -1,7 +1,7 @@
-"""Rows on disk between two passes, and sorting them there, so that memory does not grow with their number.
+"""Rows that are written to disk between two passes over them, and sorted there, so that memory does not grow with them.
 
-DuckDB decides over narrow columns (see `tasks.tables.duckdb_query`), but does not sort rows that hold whole
-documents: within its memory limit it gives up on 150,000 rows of 8 kB.
+DuckDB joins narrow columns (`tasks.tables.duckdb_query`), but cannot sort rows that hold whole documents: within its
+memory limit it fails on 150,000 rows of 8 kB.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import pyarrow.parquet as pq
 
 Row = dict[str, Any]  # Any: values of a table's row
 
-_BATCH_ROWS = 512  # small: rows hold whole documents
+_BATCH_ROWS = 512  # small, because rows hold whole documents
 _RUN_ROWS = 4096  # sorted in memory at once
 _MERGE_ROWS = 64  # of each run, in memory while merging
 
 
 def spool(rows: Iterable[Row], path: Path, schema: pa.Schema, *, batch_rows: int = _BATCH_ROWS) -> int:
-    """Write rows to a Parquet file as they come; how many there were."""
+    """Write rows to a Parquet file in the order in which they come; returns their number."""
     n_rows, pending = 0, iter(rows)
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         while batch := list(islice(pending, batch_rows)):
@@ -47,10 +47,10 @@ def rows_of(batches: Iterable[pa.RecordBatch]) -> Iterator[Row]:
 
 
 def sorted_rows(rows: Iterable[Row], folder: Path, schema: pa.Schema, *, key: str | tuple[str, ...]) -> Iterator[Row]:
-    """The rows in the order of a column, or several: runs sorted in memory, then merged from disk.
+    """Rows sorted by one column or several: runs are sorted in memory, written to disk, and merged from there.
 
     Args:
-        folder: For the runs; is created, must not exist.
+        folder: For the runs. It is created, and must not exist.
     """
     by = itemgetter(*((key,) if isinstance(key, str) else key))
     folder.mkdir(parents=True)

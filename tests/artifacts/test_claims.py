@@ -72,7 +72,7 @@ class Waiting(logging.Handler):
         self.messages: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        if "waiting for it" in record.getMessage():
+        if "waiting for another worker" in record.getMessage():
             self.messages.append(record.getMessage())
             self.seen.set()
 
@@ -314,7 +314,7 @@ def test_a_holder_that_was_taken_for_dead_publishes_and_leaves_the_claim_to_the_
     theirs = b'{"owner": "x", "place": "y", "who": "other", "expires": 99999999999}'
 
     def sleep_too_long() -> None:
-        while "took over the claim" not in caplog.text:
+        while "has taken over the claim" not in caplog.text:
             store.files.write(path, theirs)
 
     body[0] = sleep_too_long

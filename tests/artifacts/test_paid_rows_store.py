@@ -151,7 +151,7 @@ def test_a_torn_part_is_passed_over_and_its_rows_are_paid_for_again(store, tmp_p
     rows = opened(store)
     assert rows.done().here == {"a"}
     assert rows.done().here == {"a"}
-    assert caplog.text.count(f"{path}: passed over, because it cannot be read") == 1
+    assert caplog.text.count(f"{path}: skipped, because it cannot be read") == 1
     keep(store, done("b", "again"))
     assert latest(store, tmp_path) == {"a": "yes", "b": "again"}
 

@@ -285,7 +285,7 @@ def test_a_torn_part_on_the_store_is_passed_over_by_every_machine(
     for one in (store, another_machine(store)):
         caplog.clear()
         assert row_store(one).done().here == {"a"}
-        assert f"s3://{torn}: passed over" in caplog.text
+        assert f"s3://{torn}: skipped" in caplog.text
 
 
 def test_a_torn_copy_is_fetched_again(s3: S3) -> None:
@@ -306,7 +306,7 @@ def test_a_torn_part_that_was_not_sent_never_is(s3: S3, s3_proxy: S3Proxy, caplo
     (unsent,) = store.cache.rglob("unsent-*")
     unsent.write_bytes(b"")
     assert row_store(store).done() == (set(), set())
-    assert "torn, and removed unsent" in caplog.text
+    assert "damaged, and removed instead of uploaded" in caplog.text
     assert s3.objects() == {}
     assert not list(store.cache.rglob("*.parquet"))
 

@@ -163,28 +163,64 @@ def test_a_promoted_adapter_is_what_current_points_to(store: Store, recipe: RunC
     assert Path(found["folder"], Path(WEIGHTS).name).read_text() == "one"
 
 
-def test_one_that_is_kept_back_leaves_current_and_is_remembered_with_its_reason(
-    store: Store, recipe: RunConfig
+NIGHTS = (
+    # The runs in turn, each with its own decision unless that is to promote, and after @ the adapter that it was
+    # planned against unless that is the promoted one. Then the log, whose adapter is promoted, and the last reason.
+    ("a kept one leaves what is promoted", "one, two kept", "one promoted, two kept", "one", "two was kept"),
+    ("kept before anything was promoted", "one kept", "one kept", None, "one was kept"),
+    ("the promoted one decides nothing", "one, same current", "one promoted", "one", "one was promoted"),
+    ("a slow run never replaces what was promoted since", "quick, slow @base", "quick promoted, slow kept", "quick",
+     "it was compared with the base, but meanwhile run-quick was promoted"),
+    ("a run planned against one that was replaced and restored", "one, two, restore one, slow @one",
+     "one promoted, two promoted, one restored, slow kept", "one",
+     "it was compared with run-one, but meanwhile run-one was restored by hand. The next run compares with that"),
+    ("a run planned against one that a person replaced", "one, two, restore one, slow @two",
+     "one promoted, two promoted, one restored, slow kept", "one",
+     "it was compared with run-two, but meanwhile run-one was restored by hand"),
+    ("the next run may replace the restored one", "one, two, restore one, three",
+     "one promoted, two promoted, one restored, three promoted", "three", "three was promoted"),
+    ("the next runs on the same data do not undo a restoration", "one, two, restore one, two, two",
+     "one promoted, two promoted, one restored, two kept", "one",
+     "a person replaced an adapter with the same weights"),
+    ("the replaced one can be restored in turn", "one, two, restore one, restore two",
+     "one promoted, two promoted, one restored, two restored", "two", "by hand"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("nights", "expected", "now", "reason"), [row[1:] for row in NIGHTS], ids=[r[0] for r in NIGHTS]
+)
+def test_the_log_after_some_nights(
+    store: Store, recipe: RunConfig, nights: str, expected: str, now: str | None, reason: str
 ) -> None:
-    Run(store, recipe, "one", None).advance()
-    Run(store, recipe, "two", promoted_now(store, "nightly"), outcome="kept").advance()
-    assert pointer(store)["run_id"] == "run-one"
-    assert outcomes(store) == [("run-one", "promoted"), ("run-two", "kept")]
-    assert history(store, "nightly")[0].reasons == ["two was kept"]
+    seen: dict[str, Promoted | None] = {"base": None}
+    for i, night in enumerate(nights.split(", ")):
+        words = [word for word in night.split() if word != "restore"]
+        if night.startswith("restore"):
+            restore(store, "nightly", f"run-{words[0]}")
+        else:
+            against = [seen[word[1:]] for word in words if word.startswith("@")]
+            before = against[0] if against else current_for(store, recipe)
+            outcome = next((word for word in words[1:] if not word.startswith("@")), "promoted")
+            Run(store, recipe, words[0], before, outcome).advance(f"flow-{i}")
+        seen.setdefault(words[0], promoted_now(store, "nightly"))
+    assert ", ".join(f"{run.removeprefix('run-')} {outcome}" for run, outcome in outcomes(store)) == expected
+    assert history(store, "nightly")[0].reasons[0].startswith(reason)
+    if now is None:
+        assert current_for(store, recipe) is None
+        assert not (Path(store.root) / "current" / "nightly.json").exists()
+    else:
+        assert pointer(store)["run_id"] == f"run-{now}"
 
 
-def test_kept_before_anything_was_promoted_points_to_nothing(store: Store, recipe: RunConfig) -> None:
-    Run(store, recipe, "one", None, outcome="kept").advance()
-    assert current_for(store, recipe) is None
-    assert not (Path(store.root) / "current" / "nightly.json").exists()
-    assert outcomes(store) == [("run-one", "kept")]
-
-
-def test_the_one_that_is_promoted_already_adds_nothing_to_the_history(store: Store, recipe: RunConfig) -> None:
-    Run(store, recipe, "one", None).advance()
-    event = Run(store, recipe, "same", promoted_now(store, "nightly"), outcome="current").advance()
-    assert event.outcome == "current"
-    assert outcomes(store) == [("run-one", "promoted")]
+def test_the_run_that_makes_the_restored_adapter_again_adds_nothing(store: Store, recipe: RunConfig) -> None:
+    one, _ = in_turn(store, recipe, "one", "two")
+    restore(store, "nightly", "run-one")
+    now = promoted_now(store, "nightly")
+    assert now is not None
+    assert now.trained == one.adapter.ref
+    assert one.decide_again(now).advance().outcome == "current"
+    assert len(outcomes(store)) == 3
 
 
 @pytest.mark.parametrize("outcome", ["promoted", "kept"])
@@ -218,16 +254,6 @@ def test_the_same_decision_by_another_run_is_not_written_twice(store: Store, rec
         runs = [Run(store, recipe, name, before, outcome) for _ in range(2)]
         assert [run.advance(f"{name}-{i}").outcome for i, run in enumerate(runs)] == [outcome, outcome]
     assert outcomes(store) == [("run-one", "promoted"), ("run-two", "kept")]
-
-
-def test_a_run_that_took_long_does_not_push_out_what_was_promoted_meanwhile(store: Store, recipe: RunConfig) -> None:
-    slow = Run(store, recipe, "slow", None)
-    Run(store, recipe, "quick", None).advance()
-    event = slow.advance()
-    assert event.outcome == "kept"
-    assert event.reasons[0].startswith("it was compared with the base, but meanwhile run-quick was promoted")
-    assert pointer(store)["run_id"] == "run-quick"
-    assert outcomes(store) == [("run-quick", "promoted"), ("run-slow", "kept")]
 
 
 def test_of_many_that_decide_at_once_one_is_promoted_and_none_is_forgotten(store: Store, recipe: RunConfig) -> None:
@@ -497,57 +523,6 @@ def test_the_beginning_of_a_run_id_is_enough_where_no_other_begins_so(store: Sto
     with pytest.raises(ConfigError, match=r"run-be: the ids of several runs begin so .*run-betty, run-beta, run-alpha"):
         restore(store, "nightly", "run-be")
     assert restore(store, "nightly", "run-a").run_id == "run-alpha"
-
-
-@pytest.mark.parametrize("planned_against", ["run-one, which was put back", "run-two, which was replaced"])
-def test_a_run_planned_before_and_deciding_after_is_kept_back(
-    store: Store, recipe: RunConfig, planned_against: str
-) -> None:
-    in_turn(store, recipe, "one")
-    against_one = promoted_now(store, "nightly")
-    in_turn(store, recipe, "two")
-    against_two = promoted_now(store, "nightly")
-    slow = Run(store, recipe, "slow", against_one if "one" in planned_against else against_two)
-    restore(store, "nightly", "run-one")
-    event = slow.advance()
-    assert event.outcome == "kept"
-    assert "but meanwhile run-one was restored by hand. The next run compares with that" in event.reasons[0]
-    assert pointer(store)["run_id"] == "run-one"
-
-
-def test_the_next_run_compares_with_the_one_put_back_and_may_take_its_place(store: Store, recipe: RunConfig) -> None:
-    one, _ = in_turn(store, recipe, "one", "two")
-    restore(store, "nightly", "run-one")
-    now = current_for(store, recipe)
-    assert now is not None
-    assert now.trained == one.adapter.ref
-    assert Run(store, recipe, "three", now).advance().outcome == "promoted"
-    assert pointer(store)["run_id"] == "run-three"
-
-
-def test_the_next_run_on_the_same_data_does_not_undo_it(store: Store, recipe: RunConfig) -> None:
-    in_turn(store, recipe, "one", "two")
-    restore(store, "nightly", "run-one", reason="rude")
-    for night in ("flow-1", "flow-2"):
-        # The same adapter, compared with the same one: it is found better again.
-        event = Run(store, recipe, "two", current_for(store, recipe)).advance(night)
-        assert event.outcome == "kept"
-        assert "a person replaced an adapter with the same weights" in event.reasons[0]
-        assert "(by hand: rude)" in event.reasons[0]
-    assert outcomes(store)[2:] == [("run-one", "restored"), ("run-two", "kept")]
-    assert pointer(store)["run_id"] == "run-one"
-    restore(store, "nightly", "run-two")
-    assert pointer(store)["run_id"] == "run-two"
-    assert outcomes(store)[4:] == [("run-two", "restored")]
-
-
-def test_the_run_that_makes_the_one_put_back_adds_nothing(store: Store, recipe: RunConfig) -> None:
-    one, _ = in_turn(store, recipe, "one", "two")
-    restore(store, "nightly", "run-one")
-    now = promoted_now(store, "nightly")
-    assert now is not None
-    assert one.decide_again(now).advance().outcome == "current"
-    assert len(outcomes(store)) == 3
 
 
 def test_a_run_tried_again_after_another_was_put_back_changes_nothing(store: Store, recipe: RunConfig) -> None:

@@ -1,4 +1,4 @@
-"""Scores -> the decision whether an adapter takes the place of the one that is promoted now."""
+"""Scores -> the decision whether an adapter is promoted."""
 
 from tasks.promotion.step import promote
 

@@ -1,16 +1,16 @@
-"""The decision: an arm is promoted if every check shows that it is no worse, and kept back otherwise.
+"""The decision: an arm's adapter is promoted if every check shows that it is no worse, and is kept otherwise.
 
     benchmark   each general benchmark against the base: was anything forgotten?
     task        each in-domain test split against the base, and against the adapter that is promoted now
 
-Each check is a one-sided, paired test of non-inferiority: the lower bound of the change must lie above -margin. Not
-shown is not the same as worse, and is kept back all the same: too few items, or too many of them without a score.
+Each check is a one-sided, paired test of non-inferiority: the lower bound of the change must lie above -margin. A check
+that shows nothing, because it has too few items or too few scores, does not pass either.
 
 Several checks need no correction. A bad adapter must pass all of them, and passes the one that it is bad at in at most
-1 - confidence of all cases (intersection-union test, Berger 1982): more checks make a wrong promotion rarer.
+1 - confidence of all cases (intersection-union test, Berger 1982). So more checks make a wrong promotion rarer.
 
-Not covered: out-of-domain splits (the report shows them), and the slow loss of a long chain, each adapter a little
-worse than the one before. That chain ends at the base, against which every link is checked, too.
+Not covered: out-of-domain splits, which the report shows; and a chain of promotions that each lose a little. Such a
+chain ends when an adapter fails its check against the base.
 """
 
 from __future__ import annotations
@@ -28,15 +28,17 @@ BASE, ARM, CURRENT = "base", "arm", "current"
 
 @dataclass(frozen=True)
 class Check:
-    """One question and its answer. Scores and changes are 0 to 1; null where no item was scored for both.
+    """One test of non-inferiority and its result.
+
+    Scores and changes are from 0 to 1, and null if no item was scored for both sides.
 
     Attributes:
         kind: benchmark or task.
         against: base or current.
-        low: The change is above this, at the level asked for.
-        at_best: What `low` would be had no item changed. Where this is not above -margin, no adapter could pass.
-        needed: Items that it takes for one to pass.
-        reason: In words, why it passed or not.
+        reason: Why it passed or not, for people.
+        low: The lower confidence bound of the change.
+        at_best: What `low` would be if no item had changed. If this is not above -margin, no adapter could pass.
+        needed: The number of items with which an adapter that changes nothing passes.
     """
 
     kind: str
@@ -61,13 +63,13 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Decision:
-    """What becomes of the arm's adapter.
+class PromotionDecision:
+    """Whether the arm's adapter is promoted, and why.
 
     Attributes:
-        outcome: promoted; kept: the one promoted now stays; current: it is the one promoted now.
-        reasons: In words.
-        compared_with: base, or current where an adapter is promoted now.
+        outcome: promoted; kept (the adapter promoted now stays); or current (the arm's adapter is that one already).
+        reasons: For people.
+        compared_with: base, or current if an adapter is promoted now.
     """
 
     outcome: str
@@ -78,12 +80,12 @@ class Decision:
     checks: list[Check]
 
 
-def decide(folders: Mapping[str, Path], config: PromotionConfig, *, is_current: bool) -> Decision:
-    """Compare the arm with what stands now.
+def decide(folders: Mapping[str, Path], config: PromotionConfig, *, is_current: bool) -> PromotionDecision:
+    """Compare the arm's adapter with the base and with the adapter that is promoted now.
 
     Args:
-        folders: A scores artifact of BASE and ARM, and of CURRENT where an adapter is promoted now.
-        is_current: The arm's adapter is the one promoted now: its checks are made, but decide nothing.
+        folders: The scores artifacts of BASE and ARM, and of CURRENT if an adapter is promoted now.
+        is_current: Whether the arm's adapter is the one promoted now. Then its checks decide nothing.
     """
     checks = list(_checks(folders, config))
     failed = [check for check in checks if not check.passed]
@@ -94,7 +96,7 @@ def decide(folders: Mapping[str, Path], config: PromotionConfig, *, is_current: 
     ]
     missing += [
         f"{name}: no metric of which more is better has a score, so that no loss could be seen"
-        for name in _blind(folders)
+        for name in _without_primary_metric(folders)
     ]
     reasons = [*missing, *(check.reason for check in failed)]
     outcome = "kept" if reasons else "promoted"
@@ -104,11 +106,13 @@ def decide(folders: Mapping[str, Path], config: PromotionConfig, *, is_current: 
     elif outcome == "promoted":
         against = "the base and the adapter promoted until now" if CURRENT in folders else "the base"
         reasons = [f"no worse than {against} on all of {len(checks)} checks"]
-    return Decision(outcome, config.arm, CURRENT if CURRENT in folders else BASE, config.confidence, reasons, checks)
+    return PromotionDecision(
+        outcome, config.arm, CURRENT if CURRENT in folders else BASE, config.confidence, reasons, checks
+    )
 
 
-def _blind(folders: Mapping[str, Path]) -> list[str]:
-    """What was measured by metrics alone that no check can go by."""
+def _without_primary_metric(folders: Mapping[str, Path]) -> list[str]:
+    """The benchmarks that have no primary metric, so that no check can use them."""
     keys = [key for key in keys_of(folders) if key.family != "task-out"]
     return sorted({key.benchmark for key in keys} - {key.benchmark for key in keys if key.primary})
 
@@ -133,14 +137,14 @@ def _check(kind: str, against: str, key: Key, margin: float, bound: Bound, confi
     what = f"{key.benchmark} ({key.metric}) against {against}"
     return Check(
         kind, against, key.benchmark, key.metric, margin, problem is None,
-        f"{what}: {problem or f'a loss of {_points(margin)} is ruled out: {_seen(bound)}'}",
+        f"{what}: {problem or f'a loss of {_points(margin)} is ruled out: {_change(bound)}'}",
         bound.before, bound.after, bound.delta, bound.low, bound.at_best, bound.needed, bound.n_pairs, bound.n_missing,
         bound.n_clusters, bound.n_gained, bound.n_lost, bound.test,
     )  # fmt: skip
 
 
 def _problem(bound: Bound, margin: float, config: PromotionConfig) -> str | None:
-    """Why this check is not passed, most basic reason first; None where it is."""
+    """Why this check is not passed: the most basic reason. None if it is passed."""
     n_items = bound.n_pairs + bound.n_missing
     if not bound.n_pairs:
         return "no item was scored for both"
@@ -155,10 +159,10 @@ def _problem(bound: Bound, margin: float, config: PromotionConfig) -> str | None
         )
     if non_inferior(bound.low, margin=margin):
         return None
-    return f"a loss of {_points(margin)} is not ruled out: {_seen(bound)}"
+    return f"a loss of {_points(margin)} is not ruled out: {_change(bound)}"
 
 
-def _seen(bound: Bound) -> str:
+def _change(bound: Bound) -> str:
     assert bound.delta is not None  # called only where there are pairs
     assert bound.low is not None
     return f"{100 * bound.delta:+.1f}, above {100 * bound.low:+.1f} ({bound.test}, n {bound.n_pairs:,})"

@@ -1,4 +1,4 @@
-"""The promote step: is the arm's adapter shown to be no worse than what stands now?"""
+"""The promote step: do the scores show that the arm's adapter is no worse than the promoted one?"""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def promote(
     ctx: Context, *, config: PromotionConfig, adapter: Ref, scores_base: Ref, scores_arm: Ref,
     current: Ref | None = None, scores_current: Ref | None = None,
 ) -> None:  # fmt: skip
-    """Decide whether the adapter is promoted; writes `decision.json`. Moves nothing: `flows.promotion.advance` does.
+    """Decide whether the adapter is promoted, and write `decision.json`. `flows.promotion.advance` acts on it.
 
     Args:
-        current: The adapter that is promoted now; None where none is.
-        scores_current: Its scores on the same items; None where it is the arm's adapter, too.
+        current: The adapter that is promoted now; None if there is none.
+        scores_current: Its scores on the same items; None if it is the arm's adapter.
     """
     from tasks.promotion.decide import ARM, BASE, CURRENT, decide  # scipy and pandas: see tasks/report/step.py
 

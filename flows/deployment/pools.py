@@ -1,4 +1,4 @@
-"""What deployments stand on, on a Prefect server: work pools, their queues, the store's block, the automations."""
+"""What deployments need on a Prefect server: work pools and their queues, the store's block, and automations."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ TAG = "selective-self-rehearsal"
 AUTOMATION = "ssr: a worker that died"
 NEVER_BEGAN = "ssr: a run that never began"
 _ENDED = ("Completed", "Failed", "Cancelled", "Crashed")
-# Given up by its process, not dead.
+# The process has given up the run in these states; it did not die.
 _WAITING = ("Scheduled", "Late", "AwaitingRetry", "AwaitingConcurrencySlot", "Resuming", "Paused", "Suspended")
 # A worker starts a process in seconds. A container may wait for its image, or for a node that has to come up first.
 _START_SECONDS = {"process": 600, "docker": 2400, "kubernetes": 2400, "ecs": 2400}
-_START_MARGIN_SECONDS = 600  # over a pool's own limit: the worker knows better why a pod did not start
-# A parent waits for its steps while it holds a place on the CPU pool: steps come first.
+_START_MARGIN_SECONDS = 600  # beyond a pool's own limit: the worker can say why a pod did not start
+# Priorities; 1 comes first. A parent holds a place on the CPU pool while it waits for its steps, so steps come first.
 QUEUES = {"ssr-cpu": {"steps": 1, "parents": 2}, "ssr-gpu": {"steps": 1}}
 
 
@@ -39,7 +39,7 @@ def job_template(infra: Infra, pool: str) -> Json:
 
 
 def check_pools(client: SyncPrefectClient, target: Target) -> Json:
-    """The pools by name, None where there is none yet. To be asked before anything is changed.
+    """The pools on the server by name; None for one that does not exist yet. Changes nothing.
 
     Raises:
         ConfigError: A pool is of another type, or too small.
@@ -65,7 +65,7 @@ def check_pools(client: SyncPrefectClient, target: Target) -> Json:
 
 
 def templates(target: Target, pools: Json) -> dict[str, Kept]:
-    """The base job template that each pool is to have, with what people have changed of it."""
+    """The base job template for each pool: ours, with what people have changed on the server."""
     return {
         name: keep_changes(job_template(target.infra, name), found.base_job_template if found else {})
         for name, found in pools.items()
@@ -75,6 +75,11 @@ def templates(target: Target, pools: Json) -> dict[str, Kept]:
 def put_pool(
     client: SyncPrefectClient, name: str, found: Any, template: Kept, target: Target
 ) -> list[Change]:  # Any: a WorkPool, or None
+    """Create or update a work pool.
+
+    Args:
+        found: The pool on the server; None if it does not exist yet.
+    """
     wanted: Json = {"base_job_template": template.template}
     if name == "ssr-gpu" and (target.gpu_limit or found is None):
         wanted["concurrency_limit"] = target.gpu_limit or 1
@@ -89,10 +94,15 @@ def put_pool(
 
 
 def put_queue(client: SyncPrefectClient, pool: str, name: str, found_pool: Any) -> Change:  # Any: as above
+    """Create or update a queue of a work pool. A lower limit that people have set stays.
+
+    Args:
+        found_pool: The pool as it was on the server before; None if it did not exist.
+    """
     priority = QUEUES[pool][name]
     what = f"{pool}/{name}"
     pool_limit = found_pool.concurrency_limit if found_pool else None
-    # Runs that wait for their steps never fill the pool: one place is left for a step.
+    # Parents never fill the pool, because their steps need a place in it.
     most = pool_limit - 1 if pool_limit and name == "parents" else None
     try:
         found = client.read_work_queue_by_name(name, pool)
@@ -107,6 +117,7 @@ def put_queue(client: SyncPrefectClient, pool: str, name: str, found_pool: Any) 
 
 
 def put_access(name: str) -> Change:
+    """Create or update the block with the store's credentials, which are those of the environment."""
     wanted = S3Access.from_environment()
     try:
         found: Any = S3Access.load(name)  # Any: an awaitable only where a loop runs
@@ -119,6 +130,7 @@ def put_access(name: str) -> Change:
 
 
 def put_automation(client: SyncPrefectClient, wanted: AutomationCore) -> Change:
+    """Create or update an automation. One that people have disabled stays disabled."""
     found = client.read_automations_by_name(wanted.name)
     if not found:
         client.create_automation(wanted)
@@ -131,28 +143,28 @@ def put_automation(client: SyncPrefectClient, wanted: AutomationCore) -> Change:
 
 
 def dead_worker_automation(seconds: int) -> AutomationCore:
-    """Declare a run of ours crashed that gave a sign of life and then, for so long, none and no end either.
+    """Mark a run of ours crashed if its heartbeat stops for so many seconds and it has not ended.
 
-    Without it a run whose machine died stays Running for ever, holds its place on the pool, and cannot be retried.
+    Without this, a run whose machine died stays Running for ever, holds its place on the pool, and cannot be retried.
     """
     heartbeat = "prefect.flow-run.heartbeat"
     return _crashed_where_silent(
         AUTOMATION, seconds, after={heartbeat}, expect={heartbeat},
-        description=f"Marks a run crashed that has given no sign of life for {seconds} s.",
-        message=f"No sign of life for {seconds} s: its worker died. Retry goes on.",
+        description=f"Marks a run crashed that has sent no heartbeat for {seconds} s.",
+        message=f"No heartbeat for {seconds} s: its worker died. Retry goes on.",
     )  # fmt: skip
 
 
 def never_began_automation(seconds: int) -> AutomationCore:
-    """Declare a run of ours crashed that a worker took, and that for so long neither ran nor ended.
+    """Mark a run of ours crashed if a worker took it so many seconds ago and it has neither begun nor ended.
 
-    A run beats only once it runs. Without this one whose worker died before then stays Pending for ever, with the same
-    consequences; on a pool with one place, nothing else runs there.
+    A run sends heartbeats only once it runs. Without this, a run whose worker died before stays Pending for ever, and
+    holds its place on the pool.
     """
     pending = "prefect.flow-run.Pending"
     return _crashed_where_silent(
         NEVER_BEGAN, seconds, after={pending},
-        # Pending, too: without it the end of a first try would count for a second one within the window.
+        # Pending, too: otherwise the end of a first try would count for a retry within the same window.
         expect={pending, "prefect.flow-run.Running", "prefect.flow-run.Retrying", "prefect.flow-run.heartbeat"},
         description=f"Marks a run crashed that a worker took {seconds} s ago and that has not begun since.",
         message=f"Taken by a worker {seconds} s ago, and not begun: its worker died, or its container did not start. "
@@ -161,7 +173,7 @@ def never_began_automation(seconds: int) -> AutomationCore:
 
 
 def start_seconds(infra: Infra, pools: Iterable[Json]) -> int:
-    """How long a run may take to begin: longer than any of these templates lets a pod take."""
+    """How long a run may take to begin: longer than any of these job templates allows for a pod."""
     limits = [one["variables"]["properties"].get("pod_watch_timeout_seconds", {}).get("default") for one in pools]
     return max(_START_SECONDS[infra], *(_START_MARGIN_SECONDS + (limit or 0) for limit in limits))
 
@@ -175,7 +187,7 @@ def _crashed_where_silent(
         trigger=EventTrigger(
             posture=Posture.Proactive,
             match={"prefect.resource.id": "prefect.flow-run.*"},
-            # Others on this server may beat more slowly.
+            # Other runs on this server may send heartbeats more rarely.
             match_related={"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"},
             for_each={"prefect.resource.id"},
             after=after,

@@ -14,7 +14,7 @@ from typing import ClassVar
 from tasks.artifacts.digest import file_digest, fsync_folder
 from tasks.artifacts.files import put_in_place, share_as
 from tasks.artifacts.lease import NoLease
-from tasks.artifacts.store import MANIFEST, Manifest, Ref, Store
+from tasks.artifacts.store import MANIFEST, FileEntry, Manifest, Ref, Store
 from tasks.errors import StoreError
 
 _REPLACE_TRIES = 100  # each is lost only to another worker that published in that very moment
@@ -28,34 +28,22 @@ class LocalStore(Store):
         "steps/*/.staging-*", "rows/*/*/.part-*", "items/.*", "runs/*.part", "current/*.part", "current/*/*.part",
     )  # fmt: skip
 
-    def verified(self, step: str, fingerprint: str) -> Manifest | None:
-        """The manifest if every file is there with the recorded size and digest."""
-        manifest = self.manifest(step, fingerprint)
-        if manifest is None:
-            return None
-        folder = Path(self.path("steps", step, fingerprint))
-        for entry in manifest.files:
-            try:
-                if (folder / entry["name"]).stat().st_size != entry["size"]:
-                    return None
-                if file_digest(folder / entry["name"]) != entry["sha256"]:
-                    return None
-            except FileNotFoundError:  # or another worker is just putting others in their place
-                return None
-        return manifest
-
-    def fetch(self, ref: Ref) -> Path:
-        """The folder of the artifact itself.
-
-        Raises:
-            StoreError: The artifact is not there.
-        """
-        self.require(ref)
-        return Path(self.path("steps", ref["step"], ref["fingerprint"]))
-
     def lease(self, ref: Ref, *, alone: bool) -> NoLease:
         """None is needed: the lock of a file in the cache folder, which is the store, is all."""
         return NoLease(alone)
+
+    def _holds(self, folder: str, files: list[FileEntry]) -> bool:
+        for entry in files:
+            path = Path(folder, entry["name"])
+            try:
+                if path.stat().st_size != entry["size"] or file_digest(path) != entry["sha256"]:
+                    return False
+            except FileNotFoundError:  # it is not there, or another worker is just replacing the artifact
+                return False
+        return True
+
+    def _bring(self, ref: Ref, manifest: Manifest, folder: Path) -> None:
+        """Do nothing: the folder is the artifact."""
 
     def _staging_folder(self, step: str) -> Path:
         return Path(self.path("steps", step))

@@ -29,24 +29,6 @@ class S3Store(Store):
     files: S3Files
     leftovers: ClassVar[tuple[str, ...]] = ("staging/*/.staging-*", "rows/*/*/.part-*", f"steps/*/*/**/.*.{_HEX}")
 
-    def verified(self, step: str, fingerprint: str) -> Manifest | None:
-        """The manifest if every file is there with the recorded size; `fetch` checks the digests."""
-        manifest = self.manifest(step, fingerprint)
-        if manifest is None:
-            return None
-        sizes = {file.name: file.size for file in self.files.files(self.path("steps", step, fingerprint))}
-        return manifest if all(sizes.get(entry["name"]) == entry["size"] for entry in manifest.files) else None
-
-    def fetch(self, ref: Ref) -> Path:
-        """The copy of an artifact in the cache folder; what is not there, or damaged, is downloaded.
-
-        Raises:
-            StoreError: The artifact is not there, or a file is not what its manifest says.
-        """
-        manifest, folder = self.require(ref), self.cache / "steps" / ref["step"] / ref["fingerprint"]
-        at_once(lambda entry: self._fetch_file(ref, entry, folder / entry["name"]), manifest.files)
-        return folder
-
     def copies(self) -> list[Path]:
         """The copies of artifacts in the cache folder, by step and fingerprint."""
         return sorted(self.cache.glob("steps/*/*/"))
@@ -59,6 +41,13 @@ class S3Store(Store):
         """The claim as an object on the store, which runs out unless it is renewed."""
         path = self.path("claims", ref["step"], f"{ref['fingerprint']}.json")
         return Lease(self.files, path, uuid.uuid4().hex, cache_name(self.cache / "claims") if alone else "")
+
+    def _holds(self, folder: str, files: list[FileEntry]) -> bool:
+        sizes = {file.name: file.size for file in self.files.files(folder)}
+        return all(sizes.get(entry["name"]) == entry["size"] for entry in files)
+
+    def _bring(self, ref: Ref, manifest: Manifest, folder: Path) -> None:
+        at_once(lambda entry: self._fetch_file(ref, entry, folder / entry["name"]), manifest.files)
 
     def _fetch_file(self, ref: Ref, entry: FileEntry, target: Path) -> None:
         if target.exists() and file_digest(target) == entry["sha256"]:

@@ -130,20 +130,23 @@ class Store(ABC):
         manifest = self.manifest(**adapter)
         return manifest.weights_digest if manifest else None
 
-    @abstractmethod
     def verified(self, step: str, fingerprint: str) -> Manifest | None:
         """The manifest if every file is there with the recorded size and, on a local store, the recorded digest.
 
         A remote file's digest is checked when it is fetched.
         """
+        manifest = self.manifest(step, fingerprint)
+        return manifest if manifest and self._holds(self.path("steps", step, fingerprint), manifest.files) else None
 
-    @abstractmethod
     def fetch(self, ref: Ref) -> Path:
         """A local folder with the artifact's files; remote ones are downloaded once and checked.
 
         Raises:
             StoreError: The artifact is not there, or a file is not what its manifest says.
         """
+        manifest, folder = self.require(ref), self.cache / "steps" / ref["step"] / ref["fingerprint"]
+        self._bring(ref, manifest, folder)
+        return folder
 
     @contextmanager
     def staging(self, step: str, fingerprint: str) -> Iterator[Path]:
@@ -188,6 +191,12 @@ class Store(ABC):
         Args:
             alone: A file lock makes sure that no other process with this cache folder has claimed it.
         """
+
+    @abstractmethod
+    def _holds(self, folder: str, files: list[FileEntry]) -> bool: ...
+
+    @abstractmethod
+    def _bring(self, ref: Ref, manifest: Manifest, folder: Path) -> None: ...
 
     @abstractmethod
     def _staging_folder(self, step: str) -> Path: ...

@@ -1,11 +1,11 @@
-"""`ssr deploy`: make a Prefect server hold what `deployments/` says, and tell what that changed.
+"""`ssr deploy`: bring a Prefect server to what `deployments/` says, and report what was changed.
 
 In order: work pools and their queues, the block with the store's credentials, the automations for dead workers, the
-deployments of `prefect.yaml`. What is as wanted already is not touched, so that it can run again at any time: runs that
-are scheduled stay scheduled. And what people have set on the server stays: defaults of a pool, what a schedule runs and
-when, what is paused. Only what the target names wins over that. What stays though ours differs is told.
+deployments of `prefect.yaml`. It can be run again at any time: what is as wanted is not written, and scheduled runs
+stay scheduled. What people have set on the server stays, too: defaults of a pool, what a schedule runs and when, and
+what is paused. Only what the command line names replaces it. Where such a setting differs from ours, it is reported.
 
-Not covered: starting workers, building images, and removing what an older version deployed.
+Not covered: starting workers, building images, and removing what is no longer in `deployments/`.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def deploy(target: Target, *, check_store: bool = True) -> list[Change]:
     """Create or update everything, in the order in which one thing needs another.
 
     Raises:
-        ConfigError: A setting is wrong, there is no server, or a pool is of another type or too small.
-        StoreError: The store cannot be written from here.
+        ConfigError: A setting is wrong, there is no server, or a pool has another type or is too small.
+        StoreError: This machine cannot write to the store.
         SsrError: The server refused something.
     """
     given = target.given()
@@ -88,4 +88,4 @@ def _server() -> Iterator[SyncPrefectClient]:
         except httpx.HTTPStatusError as error:
             raise SsrError(f"{url} refused: {error}: {error.response.text[:2000]}") from error
         except httpx.HTTPError as error:
-            raise SsrError(f"{url}: {type(error).__name__}: {error}. Deploy again: it goes on.") from error
+            raise SsrError(f"{url}: {type(error).__name__}: {error}. Run the same command again.") from error

@@ -1,7 +1,7 @@
-"""The deployments of `prefect.yaml` on a Prefect server, and their schedules.
+"""Create and update the deployments of `prefect.yaml` on a Prefect server, and their schedules.
 
-What runs, and where, is ours. What it runs with is the server's once it is there: parameters, schedules, job variables
-of somebody's own. Only what `ssr deploy` is told by name replaces it.
+`prefect.yaml` decides what runs, and where. Once a deployment exists, the server decides with which parameters, at what
+times and with which added job variables. Only what the command line of `ssr deploy` names replaces those.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SCHEDULE = {"slug", "schedule", "parameters", "active"}
 
 
 def as_on_server(client: SyncPrefectClient, target: Target) -> Target:
-    """The target with what it leaves open as it is on the server."""
+    """The target with its open settings filled in from the server."""
     try:
         found = client.read_deployment_by_name(PARENT)
     except ObjectNotFound:
@@ -48,10 +48,15 @@ def as_on_server(client: SyncPrefectClient, target: Target) -> Target:
 
 
 def put_deployment(client: SyncPrefectClient, entry: Json, pull: list[Json], given: Set[str]) -> list[Change]:
-    """Create or update one.
+    """Create or update one deployment.
 
     Args:
-        given: Parameters that are to be as in the entry, whatever they are on the server.
+        entry: Its entry in `prefect.yaml`, filled in.
+        pull: The steps with which a worker gets the code.
+        given: Names of the parameters that the entry decides, whatever they are on the server.
+
+    Raises:
+        ConfigError: The entry has a key that is not supported here.
     """
     if unknown := entry.keys() - _ENTRY:
         raise ConfigError(f"prefect.yaml, {entry['entrypoint']}: {', '.join(sorted(unknown))} has no effect here.")
@@ -67,7 +72,7 @@ def put_deployment(client: SyncPrefectClient, entry: Json, pull: list[Json], giv
     ours = wanted
     wanted = {
         **ours,
-        "parameters": {**ours["parameters"], **_left(found.parameters, given)},
+        "parameters": {**ours["parameters"], **_without(found.parameters, given)},
         "job_variables": _job_variables(ours["job_variables"], found.job_variables or {}),
     }
     kept = [
@@ -93,12 +98,12 @@ def put_deployment(client: SyncPrefectClient, entry: Json, pull: list[Json], giv
     return [Change("deployment", name, "updated" if differing else "unchanged"), *kept]
 
 
-def _left(parameters: Json, given: Set[str]) -> Json:
+def _without(parameters: Json, given: Set[str]) -> Json:
     return {name: value for name, value in parameters.items() if name not in given}
 
 
 def _job_variables(ours: Json, found: Json) -> Json:
-    """Ours, image and heartbeat among them, and those that somebody added."""
+    """Ours, such as the image and the heartbeat, and those that people have added."""
     return {**found, **ours, "env": {**(found.get("env") or {}), **ours["env"]}}
 
 
@@ -130,7 +135,7 @@ def _found(deployment: DeploymentResponse, key: str) -> Any:  # Any: whatever a 
 
 
 def _schedules(entry: Json, there: list[DeploymentSchedule], given: Set[str] = frozenset()) -> list[Json]:
-    """Those of the file, as they are on the server but for the given parameters, and those that people made there."""
+    """The schedules of the file, as they are on the server except for given parameters, and those that people made."""
     by_slug = {schedule.slug: schedule.model_dump(include=_SCHEDULE) for schedule in there}
     ours: list[Json] = []
     for one in entry.get("schedules", []):
@@ -139,15 +144,15 @@ def _schedules(entry: Json, there: list[DeploymentSchedule], given: Set[str] = f
         new = {"slug": one["slug"], "schedule": schedule, "parameters": parameters, "active": one["active"]}
         found = by_slug.get(one["slug"], new)
         told = {name: value for name, value in parameters.items() if name in given}
-        ours.append({**found, "parameters": {**_left(found["parameters"], given), **told}})
+        ours.append({**found, "parameters": {**_without(found["parameters"], given), **told}})
     slugs = {one["slug"] for one in ours}
-    # The server replaces the whole list where one schedule has no slug, and the UI makes them without.
+    # The UI makes schedules without a slug, and with one of those the server replaces the whole list.
     others = [schedule.model_dump(include=_SCHEDULE) for schedule in there if schedule.slug not in slugs]
     return ours + others
 
 
 def _kept_of_schedules(ours: list[Json], wanted: list[Json]) -> list[str]:
-    """What of our schedules is not as in the file; a paused one is no news."""
+    """The paths at which our schedules differ from the file, except for being paused."""
     there = _by_slug(wanted)
     return [
         path

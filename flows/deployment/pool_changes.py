@@ -1,8 +1,8 @@
-"""What people have changed on a work pool, told apart from what `ssr deploy` put there, so that it can stay.
+"""Merge our job template of a work pool with what people have changed on the server, so that their changes stay.
 
-A pool's template carries a record of what was deployed (`shipped`); what differs from that is somebody's own. Prefect
-reads past that key, and its UI hands it back with every change. Not here: deployments and schedules, which stay as
-they are but for what the command is told (`flows.deployment.deployments`).
+The template of a pool carries a record of what was deployed (key `shipped`). What differs from that record was changed
+by people. Prefect ignores this key, and its UI sends it back with every change.
+Not covered: deployments and schedules (`flows.deployment.deployments`).
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ RECORD = "shipped"
 _ABSENT: Any = object()  # Any: stands for a JSON value that is not there
 
 
-class Kept(NamedTuple):
+class MergedTemplate(NamedTuple):
     """A base job template.
 
     Attributes:
-        names: What of it is somebody's own: a variable, or a key of one (env.HTTPS_PROXY), or job_configuration.
+        kept: The parts that people have changed: a variable, a key of one (env.HTTPS_PROXY), or job_configuration.
     """
 
     template: Json
-    names: list[str]
+    kept: list[str]
 
 
-def keep_changes(ours: Json, found: Json) -> Kept:
+def merge_template(ours: Json, found: Json) -> MergedTemplate:
     """Our template with the defaults of variables, and the job configuration, that people have changed on the server.
 
     On a pool that `ssr deploy` did not make there is no record. There a default that differs counts as changed; a
     missing default does not, and neither does the job configuration.
 
     Args:
-        found: The template on the server; {} where there is no pool yet.
+        found: The template on the server; {} if there is no pool yet.
     """
     variables = ours["variables"]["properties"]
     record: Json = {
@@ -53,7 +53,7 @@ def keep_changes(ours: Json, found: Json) -> Kept:
         is_own = _digest(found["job_configuration"]) not in (last["job_configuration"], record["job_configuration"])
     if is_own:
         configuration, names = found["job_configuration"], [*names, "job_configuration"]
-    # Variables that somebody added, and those that their job configuration may still name.
+    # Variables that people have added, and those of ours from before that their job configuration may still use.
     added = {
         name: one for name, one in there.items() if name not in variables and (is_own or name not in last["defaults"])
     }
@@ -63,7 +63,7 @@ def keep_changes(ours: Json, found: Json) -> Kept:
         "variables": {**ours["variables"], "properties": properties | added},
         RECORD: record,
     }
-    return Kept(merged, names)
+    return MergedTemplate(merged, names)
 
 
 def differing(ours: Any, theirs: Any, path: str = "") -> list[str]:  # Any: JSON values
@@ -94,12 +94,12 @@ def _merge(ours: Json, theirs: Json, before: Json, path: str = "") -> tuple[Json
 
 
 def _defaults(variables: Json) -> Json:
-    # The form of the UI writes null for a field that is empty.
+    # The form of the UI writes null for an empty field.
     return {name: one["default"] for name, one in variables.items() if one.get("default") is not None}
 
 
 def _with_default(variable: Json, value: Any) -> Json:  # Any: a JSON value
-    if value is None and variable.get("default") is not None:  # emptied by somebody
+    if value is None and variable.get("default") is not None:  # people have emptied it
         return {key: inner for key, inner in variable.items() if key != "default"}
     return variable if value is None else {**variable, "default": value}
 

@@ -14,7 +14,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
 from prefect.exceptions import ObjectNotFound
 
-from flows.deployment.pool_changes import Kept, keep_changes
+from flows.deployment.pool_changes import MergedTemplate, merge_template
 from flows.deployment.target import FOLDER, Change, Infra, Json, Target
 from flows.execution.access import S3Access
 from tasks.errors import ConfigError
@@ -64,16 +64,16 @@ def check_pools(client: SyncPrefectClient, target: Target) -> Json:
     return pools
 
 
-def templates(target: Target, pools: Json) -> dict[str, Kept]:
+def templates(target: Target, pools: Json) -> dict[str, MergedTemplate]:
     """The base job template for each pool: ours, with what people have changed on the server."""
     return {
-        name: keep_changes(job_template(target.infra, name), found.base_job_template if found else {})
+        name: merge_template(job_template(target.infra, name), found.base_job_template if found else {})
         for name, found in pools.items()
     }
 
 
 def put_pool(
-    client: SyncPrefectClient, name: str, found: Any, template: Kept, target: Target
+    client: SyncPrefectClient, name: str, found: Any, template: MergedTemplate, target: Target
 ) -> list[Change]:  # Any: a WorkPool, or None
     """Create or update a work pool.
 
@@ -89,7 +89,7 @@ def put_pool(
     differing = {key: value for key, value in wanted.items() if getattr(found, key) != value}
     if differing:
         client.update_work_pool(name, WorkPoolUpdate(**differing))
-    kept = [Change("left as it is", f"{name}: {one}", "kept") for one in template.names]
+    kept = [Change("left as it is", f"{name}: {one}", "kept") for one in template.kept]
     return [Change("work pool", name, "updated" if differing else "unchanged"), *kept]
 
 

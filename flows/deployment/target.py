@@ -1,4 +1,4 @@
-"""What `ssr deploy` is to put where, and `deployments/prefect.yaml` filled in for it."""
+"""The settings of `ssr deploy`, and `deployments/prefect.yaml` filled in with them."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ Json = dict[str, Any]  # Any: JSON values
 FOLDER = Path(__file__).parents[2] / "deployments"
 _STORE, _RECIPE = ".ssr", "nightly"
 _SHORTEST_HEARTBEAT_SECONDS = 30  # Prefect's own limit
-_HEARTBEATS = 3  # a window with fewer declares runs dead that live
+_HEARTBEATS = 3  # with fewer in a window, live runs are marked crashed
 
 
 class Change(NamedTuple):
-    """One thing on the server, and what became of it; `kept` is what somebody has changed there, and stays."""
+    """One thing on the server, and what was done with it. `kept`: people have changed it, and it stays so."""
 
     what: str
     name: str
@@ -39,16 +39,17 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True)
 class Target:
-    """What is deployed where.
+    """The settings of a deployment. None means: as it is on the server, or a default on a new one.
 
     Attributes:
-        store: URI of the store as workers see it; None, here and below: as it is on the server, at first a default.
-        store_access: Name of the block with the store's credentials; "": workers have their own.
-        image: Image of the CPU pool's containers; without a tag, that of the commit. Containers only, as gpu_image.
-        recipe: What the schedules run: a shipped recipe, or a YAML file. It replaces what people filled in there.
+        store: URI of the store as workers see it.
+        store_access: Name of the block with the store's credentials; "" if workers have their own.
+        image: Image of the CPU pool's containers; the commit is its tag if it has none. For containers only, like
+            gpu_image.
+        recipe: What the schedules run: a shipped recipe, or a YAML file. It replaces what people have filled in.
         gpu_limit: Steps on the GPU pool at a time.
         run_limit: Runs of the pipeline at a time; more wait.
-        dead_after_seconds: Without a sign of life for so long, a run is declared crashed.
+        dead_after_seconds: A run whose heartbeat stops for so long is marked crashed.
     """
 
     infra: Infra = "process"
@@ -62,15 +63,15 @@ class Target:
     dead_after_seconds: int = 540
 
     def given(self) -> set[str]:
-        """The parameters of a run that the target names, which are to win over what is on the server."""
+        """The names of the parameters of a run that are set here, and replace those on the server."""
         named = {"run": self.recipe, "store": self.store, "store_access": self.store_access}
         return {name for name, value in named.items() if value is not None}
 
     def heartbeat_seconds(self) -> int:
-        """How often a run gives a sign of life: as Prefect is set, unless the window is too short for that.
+        """Seconds between two heartbeats of a run: Prefect's setting, or shorter to suit `dead_after_seconds`.
 
         Raises:
-            ConfigError: No heartbeat is short enough for the window.
+            ConfigError: `dead_after_seconds` is too short for the setting, or for the shortest heartbeat.
         """
         settings = get_current_settings().flows
         chosen = settings.heartbeat_frequency if "heartbeat_frequency" in settings.model_fields_set else None
@@ -80,7 +81,7 @@ class Target:
             least = _HEARTBEATS * max(heartbeat, _SHORTEST_HEARTBEAT_SECONDS)
             source = f"PREFECT_FLOWS_HEARTBEAT_FREQUENCY={chosen}" if chosen else "a heartbeat of at least 30 s"
             raise ConfigError(
-                f"--dead-after-seconds {self.dead_after_seconds}: runs that live would be declared dead. With {source} "
+                f"--dead-after-seconds {self.dead_after_seconds}: live runs would be marked crashed. With {source} "
                 f"give {least} or more: {_HEARTBEATS} heartbeats."
             )
         return heartbeat
@@ -90,7 +91,7 @@ def fill_in(target: Target) -> Json:
     """The content of `prefect.yaml` for this target. A key whose value the target leaves open is left out.
 
     Raises:
-        ConfigError: The target does not fit together, or the file names a value that there is not.
+        ConfigError: Two settings contradict each other, or the file names a value that does not exist.
     """
     path = FOLDER / "prefect.yaml"
     content: Json = yaml.safe_load(path.read_text())
@@ -107,7 +108,7 @@ def fill_in(target: Target) -> Json:
 
 
 def _form(recipe: str) -> Json:
-    """What names a recipe in the form of a run. A file's content is written into it: workers do not see the file."""
+    """The fields of the run form for a recipe: its name, or the content of a file, which workers do not see."""
     if recipe in shipped():
         return {"recipe": recipe}
     if Path(recipe).suffix not in (".yaml", ".yml"):
@@ -134,10 +135,10 @@ def _values(target: Target) -> dict[str, str | int | None]:
 
 
 def store_for_workers(target: Target) -> str:
-    """The store as every worker finds it.
+    """The address of the store for workers: a folder becomes an absolute path.
 
     Raises:
-        ConfigError: They would not.
+        ConfigError: The workers are containers, and the store is a folder of this machine.
     """
     store = target.store or _STORE
     if "://" in store:
@@ -154,12 +155,12 @@ def _tagged(image: str, variant: str) -> str:
     name, tag = parse_image_tag(image)
     if tag == "latest":
         raise ConfigError(
-            f"image {image}: latest does not tell what ran. Give a commit's tag, or none: then it is ours."
+            f"image {image}: the tag latest does not say what ran. Give the tag of a commit, or none for this commit."
         )
     if tag:
         return image
     if not (commit := _commit()):
-        raise ConfigError(f"image {image}: this is no git checkout, so give the tag, too: {name}:COMMIT")
+        raise ConfigError(f"image {image}: this is no git checkout, so give the tag yourself: {name}:COMMIT")
     return f"{name}:{commit}{variant}"
 
 

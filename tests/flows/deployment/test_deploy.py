@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from flows.cli.main import app
 from flows.deployment.deploy import deploy
-from flows.deployment.pool_changes import keep_changes
+from flows.deployment.pool_changes import merge_template
 from flows.deployment.pools import QUEUES, dead_worker_automation, job_template, never_began_automation, start_seconds
 from flows.deployment.target import Infra, Target, fill_in
 from flows.execution.access import S3Access, use_access
@@ -140,32 +140,32 @@ def defaults(template: Any) -> Any:
 
 @pytest.mark.parametrize(("infra", "pool"), TEMPLATES)
 def test_a_template_that_nobody_changed_stays_as_it_is(infra, pool):
-    first = keep_changes(job_template(infra, pool), {})
+    first = merge_template(job_template(infra, pool), {})
     assert validate_base_job_template(first.template) == first.template
-    assert keep_changes(job_template(infra, pool), first.template) == first
+    assert merge_template(job_template(infra, pool), first.template) == first
 
 
 def test_what_people_have_set_on_a_pool_stays_and_is_named():
     ours = job_template("ecs", "ssr-gpu")
-    there = changed(keep_changes(ours, {}).template, cluster="theirs", execution_role_arn="arn:theirs")
-    kept = keep_changes(ours, there)
-    assert sorted(kept.names) == ["cluster", "execution_role_arn"]
-    assert (defaults(kept.template)["cluster"], defaults(kept.template)["execution_role_arn"]) == (
+    there = changed(merge_template(ours, {}).template, cluster="theirs", execution_role_arn="arn:theirs")
+    merged = merge_template(ours, there)
+    assert sorted(merged.kept) == ["cluster", "execution_role_arn"]
+    assert (defaults(merged.template)["cluster"], defaults(merged.template)["execution_role_arn"]) == (
         "theirs",
         "arn:theirs",
     )
-    assert keep_changes(ours, kept.template) == kept, "and the next time"
+    assert merge_template(ours, merged.template) == merged, "and the next time"
 
 
 def test_a_new_default_of_ours_arrives_unless_somebody_has_set_another():
     old = job_template("docker", "ssr-gpu")
-    there = keep_changes(old, {}).template
+    there = merge_template(old, {}).template
     environment = {**defaults(old)["env"], "HTTPS_PROXY": "theirs", "SSR_CACHE": "/theirs"}
     del environment["AWS_SESSION_TOKEN"]
     there = changed(there, networks=["theirs"], env=environment)
     new = changed(old, shm_size="16g", networks=["ours"], env={**defaults(old)["env"], "NEW": "ours"})
-    kept = keep_changes(new, there)
-    found = defaults(kept.template)
+    merged = merge_template(new, there)
+    found = defaults(merged.template)
     assert (found["shm_size"], found["networks"]) == ("16g", ["theirs"])
     assert (found["env"]["NEW"], found["env"]["HTTPS_PROXY"], found["env"]["SSR_CACHE"]) == (
         "ours",
@@ -173,27 +173,27 @@ def test_a_new_default_of_ours_arrives_unless_somebody_has_set_another():
         "/theirs",
     )
     assert "AWS_SESSION_TOKEN" not in found["env"]
-    assert sorted(kept.names) == ["env.AWS_SESSION_TOKEN", "env.HTTPS_PROXY", "env.SSR_CACHE", "networks"]
+    assert sorted(merged.kept) == ["env.AWS_SESSION_TOKEN", "env.HTTPS_PROXY", "env.SSR_CACHE", "networks"]
 
 
 def test_a_default_that_somebody_emptied_stays_empty():
     ours = job_template("docker", "ssr-cpu")
-    kept = keep_changes(ours, changed(keep_changes(ours, {}).template, volumes=None))
-    assert kept.names == ["volumes"]
-    assert "default" not in kept.template["variables"]["properties"]["volumes"]
+    merged = merge_template(ours, changed(merge_template(ours, {}).template, volumes=None))
+    assert merged.kept == ["volumes"]
+    assert "default" not in merged.template["variables"]["properties"]["volumes"]
 
 
 def test_a_job_configuration_that_somebody_changed_stays_with_its_variables():
     ours = job_template("kubernetes", "ssr-cpu")
-    there = keep_changes(ours, {}).template
+    there = merge_template(ours, {}).template
     there = json.loads(json.dumps(there))
     there["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]["priorityClassName"] = "{{ priority }}"
     there["variables"]["properties"]["priority"] = {"type": "string", "default": "low"}
-    kept = keep_changes(ours, there)
-    assert kept.names == ["job_configuration"]
-    assert kept.template["job_configuration"] == there["job_configuration"]
-    assert defaults(kept.template)["priority"] == "low"
-    assert validate_base_job_template(kept.template) == kept.template
+    merged = merge_template(ours, there)
+    assert merged.kept == ["job_configuration"]
+    assert merged.template["job_configuration"] == there["job_configuration"]
+    assert defaults(merged.template)["priority"] == "low"
+    assert validate_base_job_template(merged.template) == merged.template
 
 
 def test_on_a_pool_without_a_record_what_differs_stays_and_what_is_new_arrives():
@@ -201,11 +201,11 @@ def test_on_a_pool_without_a_record_what_differs_stays_and_what_is_new_arrives()
     del old["variables"]["properties"]["env"]["default"]["HF_TOKEN"]
     del old["variables"]["properties"]["volumes"]
     old["job_configuration"] = {"image": "{{ image }}"}
-    kept = keep_changes(job_template("docker", "ssr-cpu"), changed(old, mem_limit="8g"))
-    assert kept.names == ["mem_limit"]
-    assert defaults(kept.template)["env"]["HF_TOKEN"] == "{{ $HF_TOKEN }}"
-    assert defaults(kept.template)["volumes"] == defaults(job_template("docker", "ssr-cpu"))["volumes"]
-    assert kept.template["job_configuration"] == job_template("docker", "ssr-cpu")["job_configuration"]
+    merged = merge_template(job_template("docker", "ssr-cpu"), changed(old, mem_limit="8g"))
+    assert merged.kept == ["mem_limit"]
+    assert defaults(merged.template)["env"]["HF_TOKEN"] == "{{ $HF_TOKEN }}"
+    assert defaults(merged.template)["volumes"] == defaults(job_template("docker", "ssr-cpu"))["volumes"]
+    assert merged.template["job_configuration"] == job_template("docker", "ssr-cpu")["job_configuration"]
 
 
 # --- what is deployed ---
@@ -284,8 +284,8 @@ def test_images_without_a_tag_get_the_commit(monkeypatch):
         ({"recipe": "own/dmeo.yaml"}, "own/dmeo.yaml: no such recipe"),
         ({"image": "flow:abc"}, "--image has no effect with --infra process"),
         ({"infra": "docker", "store": ".ssr"}, "--store .ssr: containers do not see a folder"),
-        ({"infra": "ecs", "store": "s3://b/p", "image": "flow:latest"}, "latest does not tell what ran"),
-        ({"dead_after_seconds": 89}, "--dead-after-seconds 89: runs that live would be declared dead"),
+        ({"infra": "ecs", "store": "s3://b/p", "image": "flow:latest"}, "the tag latest does not say what ran"),
+        ({"dead_after_seconds": 89}, "--dead-after-seconds 89: live runs would be marked crashed"),
     ],
 )
 def test_a_setting_that_cannot_work_is_refused_with_what_to_do(settings, message):

@@ -210,7 +210,7 @@ def worker(
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process", "--name", name]
     command += ["--work-queue", queue] if queue else []
     own = {
-        **_clean_environment(), **server.env, "PREFECT_HOME": str(folder), "PREFECT_WORKER_QUERY_SECONDS": "0.5",
+        **_clean_environment(), **server.env, "PREFECT_HOME": str(folder), "PREFECT_WORKER_QUERY_SECONDS": "1",
         "PREFECT_WORKER_HEARTBEAT_SECONDS": "5", **(env or {}),
     }  # fmt: skip
     log = log or folder / "worker.log"

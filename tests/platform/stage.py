@@ -116,7 +116,7 @@ class Runs:
     def state(self, run: str) -> str:
         return str(self.read(run)["state"]["type"])
 
-    def wait(self, run: str, *states: str, seconds: float = 300) -> Json:
+    def wait(self, run: str, *states: str, seconds: float = 600) -> Json:
         """Until the run is in one of these states, or has ended otherwise: then the error says how."""
         wanted = set(states) or {"COMPLETED"}
 

@@ -113,20 +113,21 @@ def on_one(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Traine
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("launcher", "config"),
-    [
-        (two_processes, {}), (two_gpus, {"sharding": "fsdp"}),
-        (two_gpus, {"sharding": "fsdp", "gradient_checkpointing": True}),
-    ],
-    ids=["data-parallel", "fsdp", "fsdp with gradient checkpointing"],
+    [(two_processes, {}), (two_gpus, {"sharding": "fsdp", "gradient_checkpointing": True})],
+    ids=["data-parallel", "fsdp with gradient checkpointing"],
 )  # fmt: skip
 def test_two_processes_train_as_one_does(
     tmp_path: Path, tiny_model: Path, on_one: Trained, launcher: Callable[..., list[str]], config: dict[str, Any]
 ) -> None:
-    two = trained(tmp_path, tiny_model, launcher, **config)
-    assert two.counts == on_one.counts
-    assert two.files == on_one.files
-    assert two.adapter.keys() == on_one.adapter.keys()
-    for name, weights in on_one.adapter.items():
+    assert_same(trained(tmp_path, tiny_model, launcher, **config), on_one)
+
+
+def assert_same(two: Trained, one: Trained) -> None:
+    """Up to the order of sums."""
+    assert two.counts == one.counts
+    assert two.files == one.files
+    assert two.adapter.keys() == one.adapter.keys()
+    for name, weights in one.adapter.items():
         np.testing.assert_allclose(two.adapter[name], weights, atol=1e-6)
 
 
@@ -146,8 +147,7 @@ def test_a_sharded_training_that_ended_half_way_goes_on_to_the_same_adapter(
         trained(tmp_path, tiny_model, two_gpus, sharding="fsdp")
     two = trained(tmp_path, tiny_model, two_gpus, sharding="fsdp")
     assert two.resumed
-    for name, weights in on_one.adapter.items():
-        np.testing.assert_allclose(two.adapter[name], weights, atol=1e-6)
+    assert_same(two, on_one)
 
 
 @pytest.mark.slow

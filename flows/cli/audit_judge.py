@@ -22,7 +22,7 @@ from flows.cli.options import (
 def audit_judge(
     recipe: RecipeArgument,
     labels: Annotated[
-        Path | None, typer.Option(help="JSONL or Parquet with question, gold, candidate and label (accept or reject).")
+        Path | None, typer.Option(help="Data file with question, gold, candidate and label (accept or reject).")
     ] = None,
     set_: SetOption = None, store: StoreOption = ".ssr", as_json: JsonOption = False,
 ) -> None:  # fmt: skip

@@ -9,10 +9,10 @@ from typing import Any, Literal, NamedTuple
 from tasks.config import DataConfig, FieldsConfig, SourceConfig
 from tasks.errors import ConfigError
 from tasks.ingest.example_prompts import prompt_text
-from tasks.ingest.files import DataFile, content_digest, find_files
-from tasks.ingest.formats import records
 from tasks.ingest.hub import hub_records, revision_digest
 from tasks.readers import Dropped, RawExample, RawRecord, Reader, ReaderInput, Task, reader_of
+from tasks.readers.files import DataFile, content_digest, find_files
+from tasks.readers.formats import records
 
 
 class Source(NamedTuple):

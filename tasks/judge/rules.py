@@ -59,11 +59,6 @@ class Answer(NamedTuple):
 Rule = Callable[[Candidate, Answer, JudgeConfig], Verdict | None]
 
 
-def judge_by_rules(candidate: Candidate, config: JudgeConfig, abstentions: Sequence[str]) -> Verdict:
-    """The verdict of the first rule that applies, or what the recipe makes of an answer that none decides."""
-    return first_rule(candidate, config, abstentions) or undecided(config)
-
-
 def first_rule(candidate: Candidate, config: JudgeConfig, abstentions: Sequence[str]) -> Verdict | None:
     """The verdict of the first rule that applies; None where none does."""
     if candidate.text is None:

@@ -7,9 +7,8 @@ from typing import Any
 
 from tasks.errors import DataError
 from tasks.readers.registry import Dropped, Message, RawExample, RawRecord, ReaderInput, reader
-from tasks.readers.values import as_bool, as_text, as_texts
+from tasks.readers.values import as_bool, as_chat, as_text, as_texts
 
-_ROLES = ("system", "user", "assistant")
 _ABSENT = object()
 
 Columns = Mapping[str, str | None]
@@ -54,7 +53,7 @@ def _check_columns(record: RawRecord, source: ReaderInput) -> None:
 def _example(record: RawRecord, columns: Columns) -> RawExample:
     golds = as_texts(*_value(record, columns["answer"]))
     question = as_text(*_value(record, columns["question"])) or ""
-    messages = _chat(record, columns["messages"]) if columns["messages"] else None
+    messages = as_chat(*_value(record, columns["messages"])) if columns["messages"] else None
     if messages and messages[-1]["role"] == "assistant":
         golds = golds or [messages[-1]["content"]]
         messages = messages[:-1]
@@ -65,28 +64,6 @@ def _example(record: RawRecord, columns: Columns) -> RawExample:
         as_texts(*_value(record, columns["incorrect"])), as_bool(*_value(record, columns["answerable"])),
         as_text(*_value(record, columns["group"])),
     )  # fmt: skip
-
-
-def _chat(record: RawRecord, column: str) -> list[Message]:
-    """A chat, checked; empty where it is null."""
-    chat, *_ = _value(record, column)
-    if chat is None:
-        return []
-    if not isinstance(chat, list):
-        raise DataError(
-            f"{record.where}: {column!r} must be a list of messages, found {type(chat).__name__}. Correct it."
-        )
-    return [_message(message, f"{column}.{index}", record) for index, message in enumerate(chat)]
-
-
-def _message(message: Any, name: str, record: RawRecord) -> Message:  # Any: a JSON value
-    if not isinstance(message, dict) or message.get("role") not in _ROLES:
-        role = message.get("role") if isinstance(message, dict) else message
-        raise DataError(f"{record.where}: {name}: role {role!r} is none of {', '.join(_ROLES)}. Correct this chat.")
-    content = message.get("content")
-    if not isinstance(content, str):
-        raise DataError(f"{record.where}: {name}: content must be a text, found {type(content).__name__}. Correct it.")
-    return {"role": message["role"], "content": as_text(content, record, name) or ""}
 
 
 def _last_user_text(messages: list[Message], record: RawRecord) -> str:

@@ -7,7 +7,9 @@ from decimal import Decimal
 from typing import Any
 
 from tasks.errors import DataError
-from tasks.readers.registry import RawRecord
+from tasks.readers.registry import Message, RawRecord
+
+_ROLES = ("system", "user", "assistant")
 
 
 def as_text(value: Any, record: RawRecord, name: str) -> str | None:  # Any: a JSON value
@@ -59,6 +61,24 @@ def as_bool(value: Any, record: RawRecord, name: str) -> bool | None:  # Any: a 
     if word in ("false", "0", "0.0", "no"):
         return False
     raise _wrong_type(value, record, name, "true or false")
+
+
+def as_chat(value: Any, record: RawRecord, name: str) -> list[Message]:  # Any: a JSON value
+    """A list of messages; empty for null.
+
+    Raises:
+        DataError: It is something else, or a message has no known role or no text.
+    """
+    return [_message(one, record, f"{name}.{i}") for i, one in enumerate(as_list(value, record, name))]
+
+
+def _message(message: Any, record: RawRecord, name: str) -> Message:  # Any: a JSON value
+    if not isinstance(message, dict) or message.get("role") not in _ROLES:
+        role = message.get("role") if isinstance(message, dict) else message
+        raise DataError(f"{record.where}: {name}: role {role!r} is none of {', '.join(_ROLES)}. Correct this chat.")
+    if not isinstance(message.get("content"), str):
+        raise _wrong_type(message.get("content"), record, f"{name}.content", "a text")
+    return {"role": message["role"], "content": as_text(message["content"], record, name) or ""}
 
 
 def member(value: Any, name: str, record: RawRecord, kind: type, *, of: str) -> Any:  # Any: JSON values

@@ -112,9 +112,9 @@ def test_the_last_word_of_the_assistant_is_the_gold_where_there_is_no_answer(run
     ("chat", "message"),
     [
         ([{"role": "tool", "content": "x"}], r"line 1: chat\.0: role 'tool' is none of system, user, assistant"),
-        ([{"role": "user", "content": ["x"]}], r"chat\.0: content must be a text, found list"),
+        ([{"role": "user", "content": ["x"]}], r"'chat\.0\.content' must be a text, found list"),
         ([{"role": "user", "content": "x"}, {"role": "system", "content": "y"}], "the chat ends with system"),
-        ("hello", "'chat' must be a list of messages, found str"),
+        ("hello", "'chat' must be a list, found str"),
     ],
 )
 def test_a_malformed_chat_is_refused(run, write, chat, message):

@@ -10,7 +10,7 @@ import pytest
 from tasks.config import AbstentionConfig, JudgeConfig
 from tasks.judge.neutral import neutral
 from tasks.judge.rubrics import RUBRICS, JudgeCase, Rubrics, rubric_texts
-from tasks.judge.rules import Candidate, judge_by_rules
+from tasks.judge.rules import Candidate, first_rule
 
 # What a candidate may say, and what the judge is shown of it.
 SHOWN = {
@@ -101,9 +101,10 @@ def test_documents_questions_golds_and_turns_are_made_harmless_alike(field, hold
 def test_no_rule_changes_its_verdict_because_the_text_says_so(answer, known):
     fields = {"finish_reason": "stop", "problem": None, "task": "open", "golds": ["Oslo"], "incorrect": []} | known
 
-    def verdict(injection: str) -> str:
+    def verdict(injection: str) -> str | None:
         candidate = Candidate(text=answer.format(injection), **{"answerable": None} | fields)
-        return judge_by_rules(candidate, JudgeConfig(), AbstentionConfig().phrases).verdict
+        found = first_rule(candidate, JudgeConfig(), AbstentionConfig().phrases)
+        return found and found.verdict
 
     assert verdict("") != "accept"
     assert {injection: verdict(injection) for injection in SHOWN} == dict.fromkeys(SHOWN, verdict(""))

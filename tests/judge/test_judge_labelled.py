@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.csv as csv
 import pyarrow.parquet as pq
 import pytest
 
 from tasks.artifacts.store import Ref
 from tasks.config import AbstentionConfig, EngineConfig, JudgeConfig
 from tasks.errors import DataError
-from tasks.judge.labelled import Outcome, agreement, agreements, judge_labelled, read_labelled
+from tasks.judge.labelled import LabelledOutcome, agreement, agreements, judge_labelled, read_labelled
+from tasks.judge.rubrics import JudgeCase
 from tasks.running.step import Context
 
 ROW = {"question": "Where?", "gold": "Oslo", "candidate": "In Oslo.", "label": "accept"}
@@ -24,11 +26,13 @@ def write(path: Path, *rows: dict[str, Any]) -> Path:
     return path
 
 
-def test_both_formats_give_the_same_rows(tmp_path):
+def test_every_format_of_data_gives_the_same_rows(tmp_path):
     rows = [ROW, {**ROW, "candidate": "Rome", "label": "reject"}]
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    table = pa.Table.from_pylist(rows)
+    pq.write_table(table, tmp_path / "rows.parquet")
+    csv.write_csv(table, tmp_path / "rows.csv")
     found = read_labelled(write(tmp_path / "rows.jsonl", *rows))
-    assert found == read_labelled(tmp_path / "rows.parquet")
+    assert found == read_labelled(tmp_path / "rows.parquet") == read_labelled(tmp_path / "rows.csv")
     assert [(row.case.task, row.case.golds, row.accept) for row in found] == [
         ("open", ["Oslo"], True),
         ("open", ["Oslo"], False),
@@ -42,6 +46,18 @@ def test_a_document_makes_it_a_grounded_question_and_several_golds_are_kept(tmp_
     assert found.incorrect == ["Rome"]
 
 
+def test_a_row_may_leave_empty_what_other_rows_have(tmp_path):
+    (tmp_path / "rows.csv").write_text(
+        'question,gold,candidate,label,document,answerable,task\nWhere?,Oslo,"",reject,,,\n'
+    )
+    pq.write_table(
+        pa.table({**{k: [v] for k, v in ROW.items()}, "golds": [None], "dialogue": [None]}), tmp_path / "a.parquet"
+    )
+    for name, said in (("rows.csv", ""), ("a.parquet", "In Oslo.")):
+        (found,) = read_labelled(tmp_path / name)
+        assert found.case == JudgeCase("open", "Where?", None, ["Oslo"], None, said)
+
+
 def test_a_dialogue_is_part_of_the_case(tmp_path):
     turns = [{"role": "user", "content": "I moved."}, {"role": "user", "content": "Where?"}]
     (found,) = read_labelled(write(tmp_path / "rows.jsonl", {**ROW, "dialogue": turns}))
@@ -53,16 +69,22 @@ def test_a_dialogue_is_part_of_the_case(tmp_path):
     [
         ("", "no row. It needs question, gold, candidate and label"),
         ("\n\n", "no row"),
-        (json.dumps({k: v for k, v in ROW.items() if k != "label"}), "line 1: no column 'label' (found question, gold"),
-        (json.dumps({k: v for k, v in ROW.items() if k != "gold"}), "line 1: no column 'gold'"),
+        (
+            json.dumps({k: v for k, v in ROW.items() if k != "label"}),
+            "line 1: no value in column 'label' (found question, gold",
+        ),
+        (json.dumps({k: v for k, v in ROW.items() if k != "gold"}), "line 1: no value in column 'gold'"),
         (json.dumps(ROW | {"label": "yes"}), "line 1: label is 'yes'. Write accept or reject."),
-        (json.dumps(ROW) + "\n" + json.dumps(ROW | {"label": None}), "line 2: label is None"),
-        (json.dumps(ROW | {"gold": None}), "no gold answer"),
-        (json.dumps(ROW | {"candidate": 7}), "candidate is 7, not a text"),
+        (json.dumps(ROW) + "\n" + json.dumps(ROW | {"label": None}), "line 2: no value in column 'label'"),
+        (json.dumps(ROW | {"gold": None}), "no value in column 'gold'"),
+        (json.dumps(ROW | {"candidate": ["x"]}), "'candidate' must be a text, found list"),
         (json.dumps(ROW | {"task": "essay"}), "task is 'essay'. Known: grounded_qa"),
-        (json.dumps(ROW | {"answerable": "no"}), "answerable is 'no'"),
-        (json.dumps(ROW | {"dialogue": [{"role": "agent", "content": "x"}]}), "Write a role (system, user, assistant)"),
-        (json.dumps(ROW | {"dialogue": [{"role": "user"}]}), "content is None, not a text"),
+        (json.dumps(ROW | {"answerable": "perhaps"}), "'answerable' must be true or false, found str 'perhaps'"),
+        (
+            json.dumps(ROW | {"dialogue": [{"role": "agent", "content": "x"}]}),
+            "role 'agent' is none of system, user, assistant",
+        ),
+        (json.dumps(ROW | {"dialogue": [{"role": "user"}]}), "'dialogue.0.content' must be a text, found NoneType"),
         ("[1]", "a row is a JSON object, found list"),
         ("{", "line 1: not JSON"),
     ],
@@ -76,8 +98,8 @@ def test_bad_labels_are_refused_with_their_place(tmp_path, content, message):
 
 def test_a_file_that_is_not_there_or_no_table_is_named(tmp_path):
     (tmp_path / "rows.parquet").write_text("no parquet")
-    for name in ("none.jsonl", "rows.parquet"):
-        with pytest.raises(DataError, match=f"{name}: cannot be read"):
+    for name, problem in (("none.jsonl", "no such file"), ("rows.parquet", "not Parquet")):
+        with pytest.raises(DataError, match=f"{name}: {problem}"):
             read_labelled(tmp_path / name)
 
 
@@ -103,10 +125,12 @@ def test_rules_judge_first_and_the_models_what_is_left(store, fake, tmp_path):
     assert [line.by for line in agreements(found)] == ["all", "rules", "llm"]
 
 
-def outcomes(both: int, wrongly: int, missed: int, neither: int, unjudged: int = 0) -> list[Outcome]:
+def outcomes(both: int, wrongly: int, missed: int, neither: int, unjudged: int = 0) -> list[LabelledOutcome]:
     pairs = [(True, "accept", both), (False, "accept", wrongly), (True, "reject", missed), (False, "reject", neither)]
     return [
-        Outcome(label, verdict, "llm") for label, verdict, n in [*pairs, (True, "unjudged", unjudged)] for _ in range(n)
+        LabelledOutcome(label, verdict, "llm")
+        for label, verdict, n in [*pairs, (True, "unjudged", unjudged)]
+        for _ in range(n)
     ]
 
 

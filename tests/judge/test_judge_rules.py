@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tasks.config import AbstentionConfig, JudgeConfig
-from tasks.judge.rules import Candidate, Verdict, judge_by_rules
+from tasks.judge.rules import Candidate, Verdict, first_rule, undecided
 
 REFUSAL = "I cannot find this in the document."
 
@@ -19,7 +19,8 @@ def judged(text: str | None, *golds: str, config: JudgeConfig | None = None, **k
         text, known.get("finish_reason", "stop"), known.get("problem"), known.get("task", "open"),
         list(golds or ("Oslo",)), known.get("incorrect", []), known.get("answerable"),
     )  # fmt: skip
-    return judge_by_rules(candidate, config or JudgeConfig(), AbstentionConfig().phrases)
+    config = config or JudgeConfig()
+    return first_rule(candidate, config, AbstentionConfig().phrases) or undecided(config)
 
 
 def state(*args: Any, **known: Any) -> tuple[str, str | None]:

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from tasks.config import AbstentionConfig, JudgeConfig
-from tasks.judge.rules import Candidate, judge_by_rules
+from tasks.judge.rules import Candidate, first_rule, undecided
 from tasks.lab import corpus, task, world
 from tasks.lab.tokenizer import ASSISTANT, END, USER, build_tokenizer
 
@@ -186,7 +186,7 @@ def test_the_same_seed_draws_the_same_chats():
 
 def judged(row: task.LabRow, text: str) -> str:
     candidate = Candidate(text, "stop", None, "grounded_qa", row.golds, row.incorrect, row.answerable)
-    return judge_by_rules(candidate, JudgeConfig(), PHRASES).verdict
+    return (first_rule(candidate, JudgeConfig(), PHRASES) or undecided(JudgeConfig())).verdict
 
 
 def test_the_same_seed_draws_the_same_rows_and_another_seed_others(rows):

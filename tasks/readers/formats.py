@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.errors import DataError
-from tasks.ingest.files import SUFFIXES, DataFile, opened
-from tasks.readers import RawRecord
+from tasks.readers.files import SUFFIXES, DataFile, opened
+from tasks.readers.registry import RawRecord
 
 _BATCH_ROWS = 512
 _CHUNK = 1 << 16

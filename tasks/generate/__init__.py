@@ -1,4 +1,4 @@
-"""Examples -> outputs of the base model and their likelihoods: no row is ever paid for twice."""
+"""Examples -> outputs of the base model and their likelihoods. No row is paid for twice."""
 
 from tasks.generate.likelihood import likelihood
 from tasks.generate.paid import QuestionCounts

@@ -1,4 +1,4 @@
-"""Outputs of the base model: what generating answers and rewriting golds have in common."""
+"""Outputs of the base model: the code that the steps generate and rewrite share."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ Decoding = GenerateConfig | RewriteConfig
 def paid_answers(
     store: Store, table: str, config: Decoding, *, model: ModelConfig, engine: EngineConfig, origin: str = ""
 ) -> RowStore:
-    """Where answers that were decoded in this way are kept."""
+    """The row store of the answers with these decoding settings."""
     settings = (config.max_new_tokens, config.temperature, config.top_p, config.seed)
     return RowStore(store, table, space_of(model, engine, *settings), _STORED, origin=origin)
 
 
 def request_for(messages: list[Message], rows: RowStore, config: Decoding, *, sample_index: int = 0) -> Request:
-    """What to ask; its key and its seed come from its content alone."""
+    """A request to the model. Its key and its seed follow from its content alone."""
     key = row_key(rows.space, messages, sample_index)
     return Request(key, messages, stable_seed(config.seed, key))
 
 
 def write_outputs(
-    ctx: Context, rows: RowStore, needs: Callable[[], Iterator[RowToFill[Request]]], config: Decoding, *,
+    ctx: Context, rows: RowStore, rows_to_fill: Callable[[], Iterator[RowToFill[Request]]], config: Decoding, *,
     model: ModelConfig, engine: EngineConfig,
 ) -> QuestionCounts:  # fmt: skip
-    """Get the answers that are missing and write `outputs.parquet`.
+    """Generate the missing answers and write `outputs.parquet`.
 
     Raises:
         StepError: More than `max_failed_share` of the rows have no output.
@@ -48,10 +48,10 @@ def write_outputs(
     def ask(opened: Engine, requests: Iterator[Request], done: Container[str]) -> Iterator[Row]:
         return (_stored(reply) for reply in opened.generate(requests, sampling, done=done))
 
-    needed = fill(ctx, Filling(rows, needs, ask, schema.OUTPUTS), model=model, engine=engine)
+    counts = fill(ctx, Filling(rows, rows_to_fill, ask, schema.OUTPUTS), model=model, engine=engine)
     setting = f"{ctx.ref['step']}.max_failed_share"
-    refuse_failed(ctx, needed.n_rows, config.max_failed_share, without="output", setting=setting)
-    return needed
+    refuse_failed(ctx, counts.n_rows, config.max_failed_share, without="output", setting=setting)
+    return counts
 
 
 def _stored(reply: Reply) -> Row:

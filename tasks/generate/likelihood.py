@@ -1,6 +1,6 @@
-"""The likelihood step: how probable the base model finds each accepted output, and the gold answer.
+"""The likelihood step: the base model's likelihood of each accepted output and of the gold answer.
 
-Fine-tuning on texts of low likelihood is what makes a model forget (arXiv 2501.14315); policy `min_nll` chooses by it.
+Fine-tuning on texts of low likelihood makes a model forget (arXiv 2501.14315). Policy `min_nll` chooses by likelihood.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ def likelihood(
     ctx: Context, *, model: ModelConfig, engine: EngineConfig, config: GenerateConfig, examples: Ref, outputs: Ref,
     verdicts: Ref,
 ) -> None:  # fmt: skip
-    """Measure accepted outputs and the first gold of each training row; writes `likelihoods.parquet`.
+    """Measure accepted outputs and the first gold of each training row. Writes `likelihoods.parquet`.
 
     Args:
-        config: Says how many rows may fail: `min_nll` chooses among those that are left, and must not choose blindly.
+        config: Its `max_failed_share` limits the failed rows here, too: `min_nll` cannot choose a row without a value.
 
     Raises:
         StepError: More than `max_failed_share` of the rows have no likelihood.
@@ -43,14 +43,14 @@ def likelihood(
     rows = RowStore(ctx.store, "likelihoods", space_of(model, engine), _STORED, origin=ctx.ref["fingerprint"])
     paths = ctx.path(examples, "examples.parquet"), ctx.path(outputs, "outputs.parquet")
     judged = ctx.path(verdicts, "verdicts.parquet")
-    filling = Filling(rows, lambda: _needs(*paths, judged, rows.space), _measured, schema.LIKELIHOODS)
-    needed = fill(ctx, filling, model=model, engine=engine)
+    filling = Filling(rows, lambda: _rows_to_fill(*paths, judged, rows.space), _measured, schema.LIKELIHOODS)
+    counts = fill(ctx, filling, model=model, engine=engine)
     refuse_failed(
-        ctx, needed.n_rows, config.max_failed_share, without="likelihood", setting="generate.max_failed_share"
+        ctx, counts.n_rows, config.max_failed_share, without="likelihood", setting="generate.max_failed_share"
     )
 
 
-def _needs(examples: Path, outputs: Path, verdicts: Path, space: str) -> Iterator[RowToFill[Continuation]]:
+def _rows_to_fill(examples: Path, outputs: Path, verdicts: Path, space: str) -> Iterator[RowToFill[Continuation]]:
     """Accepted outputs and the gold of each training example, sorted by (example_id, kind, sample_index)."""
     for batch, found in with_matches(
         training_batches(examples, ["messages", "golds"]), judged_outputs(outputs, verdicts)
@@ -69,6 +69,6 @@ def _measured(engine: Engine, continuations: Iterator[Continuation], done: Conta
 
 
 def _stored(found: Likelihood) -> Row:
-    if found.nll is not None and not math.isfinite(found.nll):  # half precision that overflowed
+    if found.nll is not None and not math.isfinite(found.nll):  # half precision overflowed
         found = Likelihood(found.key, None, f"not_finite: the likelihood is {found.nll}", retryable=False)
     return {"row_key": found.key, "base_nll": found.nll, "problem": found.problem, "retryable": found.retryable}

@@ -1,9 +1,9 @@
-"""Filling a table by asking a model: which rows are missing, get them, put all of them in order.
+"""Fills a table with answers of a model: finds the missing rows, asks for them, and writes all rows in order.
 
-Finished rows go to the row store as they come; what is written at the end is only a sorted view of it. So a killed run
-goes on, a grown dataset pays for its new rows, and what is asked twice is paid for once.
+Finished rows go to the row store as they arrive, and the table is a sorted view of the store. A killed run therefore
+resumes, a grown dataset pays only for its new rows, and a question that occurs twice is asked once.
 
-Not covered: what is asked and which table it fills; that is each step's own.
+Not covered: what is asked, and which table is filled. Each step defines that.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from tasks.tables.aligned import GRAIN
 from tasks.tables.duckdb_query import query
 from tasks.tables.spool import rows_of, sorted_rows
 
-TOLD_SECONDS = 0.2  # between two words on progress
-_NEEDED = pa.schema(
+PROGRESS_SECONDS = 0.2  # the shortest time between two progress reports
+_ROW_KEYS = pa.schema(
     [("example_id", pa.string()), ("kind", pa.string()), ("sample_index", pa.int32()), ("row_key", pa.string())]
 )
 
@@ -45,41 +45,41 @@ class _Keyed(Protocol):
     def key(self) -> str: ...
 
 
-Asked = TypeVar("Asked", bound=_Keyed)
+Question = TypeVar("Question", bound=_Keyed)
 
 
-class RowToFill(NamedTuple, Generic[Asked]):
-    """One row of the table, and what to ask for it."""
+class RowToFill(NamedTuple, Generic[Question]):
+    """One row of the table, and the question that fills it. Every question has a `key`: its row key."""
 
     example_id: str
     kind: str
     sample_index: int
-    asked: Asked
+    question: Question
 
 
 @dataclass(frozen=True)
-class Filling(Generic[Asked]):
+class Filling(Generic[Question]):
     """A table to fill.
 
     Attributes:
-        rows: Where paid rows are; its columns beside `row_key` go to the table.
-        needs: The table's rows, sorted by its grain; called more than once, always with the same result.
-        ask: From an engine, what to ask and the keys that need no answer, to rows for the store, in any order.
-        table: The table's schema; its name is the file's.
+        rows: The store of paid rows. Its columns except `row_key` become columns of the table.
+        rows_to_fill: Yields the rows of the table, sorted by its grain. It is called twice and must yield the same.
+        ask: Takes an engine, the questions, and the keys that need no answer. Yields rows for the store, in any order.
+        table: The schema of the table. The file has its name.
     """
 
     rows: RowStore
-    needs: Callable[[], Iterator[RowToFill[Asked]]]
-    ask: Callable[[Engine, Iterator[Asked], Container[str]], Iterator[Row]]
+    rows_to_fill: Callable[[], Iterator[RowToFill[Question]]]
+    ask: Callable[[Engine, Iterator[Question], Container[str]], Iterator[Row]]
     table: pa.Schema
 
 
 class QuestionCounts(NamedTuple):
-    """What a table asks for.
+    """How much a table asks for.
 
     Attributes:
-        n_rows: Rows of the table.
-        n_missing: Distinct questions among them that nobody has paid for yet.
+        n_rows: Number of rows of the table.
+        n_missing: Number of distinct questions that no stored row answers yet.
     """
 
     n_rows: int
@@ -87,84 +87,79 @@ class QuestionCounts(NamedTuple):
 
 
 def weights(*, model: ModelConfig, **sections: object) -> Mapping[str, str]:
-    """What enters a step from outside when it asks the model."""
+    """The digest of the model's weights, which is part of the fingerprint of every step that asks the model."""
     return {"model": model_digest(model)}
 
 
 def space_of(model: ModelConfig, engine: EngineConfig, *settings: object) -> str:
-    """What decides a row apart from what is asked. The engine is part of it; how rows are batched is not."""
+    """Digest of what an answer depends on apart from the question: model, engine and settings, but not batching."""
     runs_it = {name: value for name, value in engine.identity().items() if name != "batch_tokens"}
     template = template_digest(load_tokenizer(model))
     return digest_of([model_digest(model), template, model.dtype, runs_it, *settings])[:32]
 
 
-def count_questions(needs: Iterator[RowToFill[Asked]], done: DoneKeys) -> QuestionCounts:
-    """How many rows there are, and how many of them must be paid for."""
+def count_questions(rows_to_fill: Iterator[RowToFill[Question]], done: DoneKeys) -> QuestionCounts:
+    """Count the rows, and the distinct questions that must be paid for."""
     missing: set[str] = set()
     n_rows = 0
-    for need in needs:
+    for row in rows_to_fill:
         n_rows += 1
-        if need.asked.key not in done.here and need.asked.key not in done.elsewhere:
-            missing.add(need.asked.key)
+        if row.question.key not in done.here and row.question.key not in done.elsewhere:
+            missing.add(row.question.key)
     return QuestionCounts(n_rows, len(missing))
 
 
-def fill(ctx: Context, filling: Filling[Asked], *, model: ModelConfig, engine: EngineConfig) -> QuestionCounts:
-    """Get the rows that are missing and write the table; a table without rows starts no engine.
+def fill(ctx: Context, filling: Filling[Question], *, model: ModelConfig, engine: EngineConfig) -> QuestionCounts:
+    """Ask for the missing rows and write the table. Where none is missing, no engine is started.
 
-    By force, rows that failed are missing, too, whatever made them fail.
+    With --force, every failed row counts as missing, whatever made it fail.
     """
     done = filling.rows.done(failures=not ctx.force)
-    path = ctx.work / "needed.parquet"
-    needed = count_questions(_written(filling.needs(), path), done)
-    _pay(ctx, filling, done, needed, model=model, engine=engine)
-    _write_table(ctx, filling, path, needed.n_rows)
-    return needed
+    path = ctx.work / "row-keys.parquet"
+    counts = count_questions(_written(filling.rows_to_fill(), path), done)
+    _pay(ctx, filling, done, counts, model=model, engine=engine)
+    _write_table(ctx, filling, path, counts.n_rows)
+    return counts
 
 
-def _written(needs: Iterator[RowToFill[Asked]], path: Path) -> Iterator[RowToFill[Asked]]:
-    """The same needs, after writing which row of the store each is."""
-    with pq.ParquetWriter(path, _NEEDED) as writer:
-        while batch := list(islice(needs, schema.BATCH_ROWS)):
-            rows = [dict(zip(_NEEDED.names, (*need[:3], need.asked.key), strict=True)) for need in batch]
-            writer.write_table(pa.Table.from_pylist(rows, schema=_NEEDED))
+def _written(rows_to_fill: Iterator[RowToFill[Question]], path: Path) -> Iterator[RowToFill[Question]]:
+    """Yield the same rows, after writing the row key of each to `path`."""
+    with pq.ParquetWriter(path, _ROW_KEYS) as writer:
+        while batch := list(islice(rows_to_fill, schema.BATCH_ROWS)):
+            rows = [dict(zip(_ROW_KEYS.names, (*row[:3], row.question.key), strict=True)) for row in batch]
+            writer.write_table(pa.Table.from_pylist(rows, schema=_ROW_KEYS))
             yield from batch
 
 
 def _pay(
-    ctx: Context,
-    filling: Filling[Asked],
-    done: DoneKeys,
-    needed: QuestionCounts,
-    *,
-    model: ModelConfig,
+    ctx: Context, filling: Filling[Question], done: DoneKeys, counts: QuestionCounts, *, model: ModelConfig,
     engine: EngineConfig,
-) -> None:
-    n_tokens, n_paid, started, told = 0, 0, time.monotonic(), 0.0
-    if needed.n_missing:
+) -> None:  # fmt: skip
+    n_tokens, n_paid, started, reported = 0, 0, time.monotonic(), 0.0
+    if counts.n_missing:
         with open_engine(model, engine, work=ctx.work) as opened:
             started = time.monotonic()
-            for row in filling.ask(opened, _distinct(filling.needs(), done.elsewhere), done.here):
+            for row in filling.ask(opened, _distinct(filling.rows_to_fill(), done.elsewhere), done.here):
                 filling.rows.append([row])
                 n_paid += 1
                 n_tokens += row.get("n_output_tokens") or 0
-                if (now := time.monotonic()) - told > TOLD_SECONDS or n_paid == needed.n_missing:
-                    told = now
-                    ctx.progress(n_paid, needed.n_missing, _speed(n_paid, n_tokens, now - started))
+                if (now := time.monotonic()) - reported > PROGRESS_SECONDS or n_paid == counts.n_missing:
+                    reported = now
+                    ctx.progress(n_paid, counts.n_missing, _speed(n_paid, n_tokens, now - started))
     filling.rows.flush()
-    ctx.counts |= {"rows_generated": n_paid, "rows_reused": needed.n_rows - n_paid}
+    ctx.counts |= {"rows_generated": n_paid, "rows_reused": counts.n_rows - n_paid}
     if "n_output_tokens" in filling.rows.schema.names:
         ctx.counts["tokens_generated"] = n_tokens
     ctx.facts["generating_seconds"] = round(time.monotonic() - started, 3)  # without the start of the engine
 
 
-def _distinct(needs: Iterator[RowToFill[Asked]], done: Container[str]) -> Iterator[Asked]:
-    """Each question once, however often it stands, without those that others have paid for."""
+def _distinct(rows_to_fill: Iterator[RowToFill[Question]], done: Container[str]) -> Iterator[Question]:
+    """Each distinct question once, without those whose key is in `done`."""
     seen: set[str] = set()
-    for need in needs:
-        if need.asked.key not in seen and need.asked.key not in done:
-            seen.add(need.asked.key)
-            yield need.asked
+    for row in rows_to_fill:
+        if row.question.key not in seen and row.question.key not in done:
+            seen.add(row.question.key)
+            yield row.question
 
 
 def _speed(n_rows: int, n_tokens: int, seconds: float) -> str:
@@ -172,16 +167,16 @@ def _speed(n_rows: int, n_tokens: int, seconds: float) -> str:
     return f"{n / max(seconds, 1e-9):,.0f} {unit}/s"
 
 
-def _write_table(ctx: Context, filling: Filling[Asked], needed: Path, n_needed: int) -> None:
+def _write_table(ctx: Context, filling: Filling[Question], row_keys: Path, n_rows: int) -> None:
     name = filling.table.metadata[b"table"].decode()
     problems: Counter[str] = Counter()
     with schema.TableWriter(ctx.out / f"{name}.parquet", filling.table) as writer:
-        found = _in_order(ctx, filling, needed) if n_needed else iter(())
+        found = _in_order(ctx, filling, row_keys) if n_rows else iter(())
         while batch := list(islice(found, schema.BATCH_ROWS)):
             writer.write(batch)
             problems.update(row["problem"].partition(":")[0] for row in batch if row["problem"])
-    ctx.account(n_needed, writer.n_rows, {})
-    n_retryable = _count_retryable(ctx, filling, needed) if problems else 0
+    ctx.account(n_rows, writer.n_rows, {})
+    n_retryable = _count_retryable(ctx, filling, row_keys) if problems else 0
     ctx.counts |= {"rows_failed": problems.total(), "rows_retryable": n_retryable}
     ctx.facts["problems"] = dict(sorted(problems.items()))
 
@@ -190,33 +185,33 @@ def refuse_failed(ctx: Context, n_rows: int, share: float, *, without: str, sett
     """Fail the step when more than a share of its rows failed.
 
     Args:
-        without: What a failed row lacks.
-        setting: Where the share was set.
+        without: What a failed row lacks, for the message.
+        setting: The field of the recipe that sets the share, for the message.
 
     Raises:
-        StepError: So many did.
+        StepError: More than `share` of the rows failed.
     """
     n_failed, name = ctx.counts["rows_failed"], ctx.ref["step"]
     if n_failed > share * n_rows:
         raise StepError(
-            f"{name}: {n_failed} of {n_rows} rows have no {without} ({ctx.facts['problems']}). Finished rows are kept; "
-            f"the same command tries again those where that may help, with --force {name} all that failed ({setting} "
-            "allows more)."
+            f"{name}: {n_failed} of {n_rows} rows have no {without} ({ctx.facts['problems']}), more than {setting} "
+            "allows. Finished rows are kept: the same command retries those that a retry may repair, and "
+            f"--force {name} retries all that failed."
         )
 
 
-def _count_retryable(ctx: Context, filling: Filling[Asked], needed: Path) -> int:
-    sql = f"SELECT count(*) FROM ({LATEST_SQL}) AS paid JOIN {{needed}} AS needed USING (row_key) WHERE paid.retryable"
-    tables: dict[str, Path | list[Path]] = {"needed": needed, "rows": filling.rows.parts()}
+def _count_retryable(ctx: Context, filling: Filling[Question], row_keys: Path) -> int:
+    sql = f"SELECT count(*) FROM ({LATEST_SQL}) AS paid JOIN {{row_keys}} AS asked USING (row_key) WHERE paid.retryable"
+    tables: dict[str, Path | list[Path]] = {"row_keys": row_keys, "rows": filling.rows.parts()}
     with query(sql, tables, spill=ctx.work) as reader:
         return int(reader.read_all().column(0)[0].as_py())
 
 
-def _in_order(ctx: Context, filling: Filling[Asked], needed: Path) -> Iterator[Row]:
-    """The paid rows, sorted by example; what is asked twice gives its one answer to both."""
-    columns = ", ".join(f"{'needed' if n in _NEEDED.names else 'paid'}.{n}" for n in filling.table.names)
-    sql = f"SELECT {columns} FROM ({LATEST_SQL}) AS paid JOIN {{needed}} AS needed USING (row_key)"
-    tables: dict[str, Path | list[Path]] = {"needed": needed, "rows": filling.rows.parts()}
+def _in_order(ctx: Context, filling: Filling[Question], row_keys: Path) -> Iterator[Row]:
+    """The rows of the table in order. Rows with the same question get the same answer."""
+    columns = ", ".join(f"{'asked' if n in _ROW_KEYS.names else 'paid'}.{n}" for n in filling.table.names)
+    sql = f"SELECT {columns} FROM ({LATEST_SQL}) AS paid JOIN {{row_keys}} AS asked USING (row_key)"
+    tables: dict[str, Path | list[Path]] = {"row_keys": row_keys, "rows": filling.rows.parts()}
     shutil.rmtree(ctx.work / "sort", ignore_errors=True)
     with query(sql, tables, spill=ctx.work) as reader:
         yield from sorted_rows(rows_of(reader), ctx.work / "sort", filling.table.remove_metadata(), key=GRAIN)

@@ -1,6 +1,6 @@
 """The rewrite step: the base model says the gold answer in its own words (arXiv 2402.13669).
 
-What it writes is a table of outputs like any other: the judge decides which of them are acceptable.
+It writes a table of outputs, as the generate step does, and the judge decides which of them are acceptable.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _TABLE = "rewrites"
 
 
 class JudgedOutputs(NamedTuple):
-    """Answers that were judged: the tables `outputs` and `verdicts`."""
+    """Judged answers: the files of the tables `outputs` and `verdicts`."""
 
     outputs: Path
     verdicts: Path
@@ -46,19 +46,19 @@ def rewrite(
     ctx: Context, *, model: ModelConfig, engine: EngineConfig, config: RewriteConfig, examples: Ref,
     outputs: Ref | None = None, verdicts: Ref | None = None,
 ) -> None:  # fmt: skip
-    """Let the base model rewrite gold answers; writes `outputs.parquet`, kind rewrite, which may have no rows.
+    """Let the base model rewrite gold answers. Writes `outputs.parquet` of kind rewrite, which may have no rows.
 
     Args:
-        outputs: With `verdicts`: only examples without an accepted answer are rewritten. Without both: all.
+        outputs: With it and `verdicts`, only examples without an accepted answer are rewritten; else all are.
     """
     rows = paid_answers(ctx.store, _TABLE, config, model=model, engine=engine, origin=ctx.ref["fingerprint"])
     path, passed_over = ctx.path(examples, "examples.parquet"), Counter[str]()
     judged = None
     if outputs and verdicts:
         judged = JudgedOutputs(ctx.path(outputs, "outputs.parquet"), ctx.path(verdicts, "verdicts.parquet"))
-    needs = _needs(path, judged, rows, config, passed_over)
-    needed = write_outputs(ctx, rows, needs, config, model=model, engine=engine)
-    ctx.account(ctx.counts_of(examples)["rows.train"], needed.n_rows, passed_over)
+    rows_to_fill = _rows_to_fill(path, judged, rows, config, passed_over)
+    counts = write_outputs(ctx, rows, rows_to_fill, config, model=model, engine=engine)
+    ctx.account(ctx.counts_of(examples)["rows.train"], counts.n_rows, passed_over)
 
 
 def count_rewrites(
@@ -69,29 +69,29 @@ def count_rewrites(
     examples: Path,
     judged: JudgedOutputs | None,
 ) -> QuestionCounts:
-    """What the step would need. Loads no model."""
+    """Count the rows that the step would write and the questions that it would ask. Loads no model."""
     rows = paid_answers(store, _TABLE, config, model=model, engine=engine)
-    return count_questions(_needs(examples, judged, rows, config, Counter())(), rows.done())
+    return count_questions(_rows_to_fill(examples, judged, rows, config, Counter())(), rows.done())
 
 
-def _needs(
+def _rows_to_fill(
     path: Path, judged: JudgedOutputs | None, rows: RowStore, config: RewriteConfig, passed_over: Counter[str]
 ) -> Callable[[], Iterator[RowToFill[Request]]]:
-    """A row for each example to rewrite, in example order; the others are counted in `passed_over`."""
+    """A row for each example to rewrite, in example order. The other examples are counted in `passed_over`."""
     template = TEMPLATES.load(config.template)
 
-    def needs() -> Iterator[RowToFill[Request]]:
+    def rows_to_fill() -> Iterator[RowToFill[Request]]:
         passed_over.clear()
         for batch in _to_rewrite(path, judged, passed_over):
             for row in batch.to_pylist():
                 messages = rewrite_prompt(template, row["messages"], row["golds"][0])
                 yield RowToFill(row["example_id"], "rewrite", 0, request_for(messages, rows, config))
 
-    return needs
+    return rows_to_fill
 
 
 def rewrite_prompt(template: PromptTemplate, messages: list[Message], gold: str) -> list[Message]:
-    """The chat of an example, its last message replaced by the request to rewrite the gold."""
+    """The chat of an example, with its last message replaced by the request to rewrite the gold."""
     *earlier, last = messages
     return [*earlier, {"role": "user", "content": template.render(prompt=last["content"], gold=gold)}]
 

@@ -21,23 +21,23 @@ _TABLE = "outputs"
 
 @step(version=2, outside=weights, launcher=one_process)
 def generate(ctx: Context, *, model: ModelConfig, engine: EngineConfig, config: GenerateConfig, examples: Ref) -> None:
-    """Answer every training prompt with the base model; writes `outputs.parquet`."""
+    """Answer every training prompt with the base model. Writes `outputs.parquet`."""
     rows = paid_answers(ctx.store, _TABLE, config, model=model, engine=engine, origin=ctx.ref["fingerprint"])
     path = ctx.path(examples, "examples.parquet")
-    needed = write_outputs(ctx, rows, lambda: _needs(path, rows, config), config, model=model, engine=engine)
-    if needed.n_rows == 0:
+    counts = write_outputs(ctx, rows, lambda: _rows_to_fill(path, rows, config), config, model=model, engine=engine)
+    if counts.n_rows == 0:
         raise StepError("generate: there is no training row. Look at the ingest counts: ssr why RUN ingest")
 
 
 def count_answers(
     store: Store, model: ModelConfig, engine: EngineConfig, config: GenerateConfig, examples: Path
 ) -> QuestionCounts:
-    """What the step would need. Loads no model."""
+    """Count the rows that the step would write and the questions that it would ask. Loads no model."""
     rows = paid_answers(store, _TABLE, config, model=model, engine=engine)
-    return count_questions(_needs(examples, rows, config), rows.done())
+    return count_questions(_rows_to_fill(examples, rows, config), rows.done())
 
 
-def _needs(path: Path, rows: RowStore, config: GenerateConfig) -> Iterator[RowToFill[Request]]:
+def _rows_to_fill(path: Path, rows: RowStore, config: GenerateConfig) -> Iterator[RowToFill[Request]]:
     """A row for each sample of each training example, in example order."""
     for batch in training_batches(path, ["messages"]):
         for row in batch.to_pylist():

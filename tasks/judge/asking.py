@@ -1,10 +1,10 @@
-"""Asking the judges: which replies are missing, get them, give the opinions back in the order of the cases.
+"""Asks the judges: finds which replies are missing, gets them, and yields the opinions in the order of the cases.
 
-What is asked lies on disk, a row per case, so that memory does not grow with their number. Replies are rows that are
-paid for once: a changed threshold, panel rule or reader of verdicts asks nothing again, a changed rubric only what it
-words differently, and a failed reply is tried again alone.
+The questions are a table on disk with one row per case, so memory does not grow with their number. Every reply is kept
+in a row store and paid for once. A new threshold, panel rule or verdict parser therefore asks nothing again. A new
+rubric asks only the prompts that it words differently. A failed reply is retried alone.
 
-Not covered: what a case is made of (`tasks.judge.step`, `tasks.judge.audit`) and what the opinions decide
+Not covered: how a case is made (`tasks.judge.step`, `tasks.judge.probes`), and what the opinions decide
 (`tasks.judge.panel`).
 """
 
@@ -34,31 +34,31 @@ from tasks.tables import schema
 from tasks.tables.duckdb_query import query
 from tasks.tables.spool import rows_of, spooled
 
-CASES = pa.schema([("place", pa.int64()), ("prompt", pa.string())])
+CASES = pa.schema([("case_index", pa.int64()), ("prompt", pa.string())])
 ASK_VERDICT = "Verdict: accept or reject?"
-VERDICT_TOKENS = 64  # of a verdict in free text
-CHUNK_ROWS = 4_096  # reasonings in memory at once
-_ASKED = pa.schema([("place", pa.int64()), ("repeat", pa.int32()), ("row_key", pa.string())])
+VERDICT_TOKENS = 64  # the longest verdict in free text
+CHUNK_ROWS = 4_096  # how many reasonings are in memory at once
+_QUESTIONS = pa.schema([("case_index", pa.int64()), ("repeat", pa.int32()), ("row_key", pa.string())])
 _READ = ("text", "accept_logprob", "reject_logprob", "finish_reason", "problem", "retryable")
-_TOLD_SECONDS = 0.2
+_PROGRESS_SECONDS = 0.2  # the shortest time between two progress reports
 
 Row = dict[str, Any]  # Any: values of a stored row
 
 
-class Asked(NamedTuple):
-    """One question to one judge. `place` is that of the case, from 0."""
+class JudgeQuestion(NamedTuple):
+    """One question to one judge about one case. `case_index` counts the cases from 0."""
 
-    place: int
+    case_index: int
     repeat: int
     request: Request
 
 
 def ask(ctx: Context, judges: Sequence[Judge], cases: Sequence[Path], config: LlmJudgeConfig) -> None:
-    """Get every missing reply of every judge, one judge after the other: a GPU holds one of them at a time."""
+    """Get every missing reply of every judge, one judge after another: a GPU holds one of them at a time."""
     paid = {"rows_generated": 0, "rows_reused": 0, "tokens_generated": 0, "rows_retryable": 0}
     for number, judge in enumerate(judges):
         done = judge.rows.done(failures=not ctx.force)
-        n_asked, n_missing = _write_asked(_asked(judge, cases, config), _asked_path(ctx, number), done)
+        n_asked, n_missing = _write_questions(_questions(judge, cases, config), _questions_path(ctx, number), done)
         n_paid, n_tokens = _pay(ctx, judge, cases, config, done, n_missing) if n_missing else (0, 0)
         paid["rows_generated"] += n_paid
         paid["rows_reused"] += n_asked - n_paid
@@ -66,71 +66,75 @@ def ask(ctx: Context, judges: Sequence[Judge], cases: Sequence[Path], config: Ll
     ctx.counts |= paid
 
 
-def _asked_path(ctx: Context, number: int) -> Path:
-    return ctx.work / f"asked-{number}.parquet"
+def _questions_path(ctx: Context, number: int) -> Path:
+    return ctx.work / f"questions-{number}.parquet"
 
 
-def _asked(judge: Judge, cases: Sequence[Path], config: LlmJudgeConfig) -> Iterator[Asked]:
+def _questions(judge: Judge, cases: Sequence[Path], config: LlmJudgeConfig) -> Iterator[JudgeQuestion]:
     """Every question to a judge, in the order of the cases."""
     for case in chain.from_iterable(spooled(path) for path in cases):
         messages: list[Message] = [{"role": "user", "content": case["prompt"]}]
         for repeat in range(config.repeats):
             key = row_key(judge.space, messages, repeat)
-            yield Asked(case["place"], repeat, Request(key, messages, stable_seed(config.seed, key)))
+            yield JudgeQuestion(case["case_index"], repeat, Request(key, messages, stable_seed(config.seed, key)))
 
 
-def _write_asked(asked: Iterator[Asked], path: Path, done: DoneKeys) -> tuple[int, int]:
-    """Write which row each question is; how many questions there are, and how many distinct ones are missing."""
+def _write_questions(questions: Iterator[JudgeQuestion], path: Path, done: DoneKeys) -> tuple[int, int]:
+    """Write the row key of each question.
+
+    Returns:
+        How many questions there are, and how many distinct ones have no reply yet.
+    """
     missing: set[str] = set()
     n_asked = 0
-    with pq.ParquetWriter(path, _ASKED) as writer:
-        while batch := list(islice(asked, schema.BATCH_ROWS)):
+    with pq.ParquetWriter(path, _QUESTIONS) as writer:
+        while batch := list(islice(questions, schema.BATCH_ROWS)):
             n_asked += len(batch)
             keys = [one.request.key for one in batch]
             missing.update(key for key in keys if key not in done.here and key not in done.elsewhere)
-            columns = [[one.place for one in batch], [one.repeat for one in batch], keys]
-            writer.write_table(pa.table(columns, schema=_ASKED))
+            columns = [[one.case_index for one in batch], [one.repeat for one in batch], keys]
+            writer.write_table(pa.table(columns, schema=_QUESTIONS))
     return n_asked, len(missing)
 
 
 def _pay(
     ctx: Context, judge: Judge, cases: Sequence[Path], config: LlmJudgeConfig, done: DoneKeys, n_missing: int
 ) -> tuple[int, int]:
-    """Ask what is missing; how many replies came, and their tokens."""
-    n_paid, n_tokens, told = 0, 0, 0.0
+    """Ask the questions without a reply; returns the number of replies and of their tokens."""
+    n_paid, n_tokens, reported = 0, 0, 0.0
     with open_engine(judge.model, judge.engine, work=ctx.work) as engine:
-        fresh = _distinct(_asked(judge, cases, config), done.elsewhere)
+        fresh = _distinct(_questions(judge, cases, config), done.elsewhere)
         for row in _replies(engine, judge, fresh, done.here, config, failures=not ctx.force):
             judge.rows.append([row])
             n_paid += 1
             n_tokens += row["n_output_tokens"] or 0
-            if (now := time.monotonic()) - told > _TOLD_SECONDS or n_paid == n_missing:
-                told = now
+            if (now := time.monotonic()) - reported > _PROGRESS_SECONDS or n_paid == n_missing:
+                reported = now
                 ctx.progress(n_paid, n_missing, judge.model.base)
     judge.rows.flush()
     return n_paid, n_tokens
 
 
-def _distinct(asked: Iterator[Asked], done: Container[str]) -> Iterator[Request]:
-    """Each question once, without those that others have paid for."""
+def _distinct(questions: Iterator[JudgeQuestion], done: Container[str]) -> Iterator[Request]:
+    """Each distinct request once, without those whose key is in `done`."""
     seen: set[str] = set()
-    for _, _, request in asked:
+    for _, _, request in questions:
         if request.key not in seen and request.key not in done:
             seen.add(request.key)
             yield request
 
 
-# --- what a judge says ---
+# --- replies ---
 
 
 def _replies(
     engine: Engine, judge: Judge, requests: Iterator[Request], done: Container[str], config: LlmJudgeConfig, *,
     failures: bool,
 ) -> Iterator[Row]:  # fmt: skip
-    """A row for the store per request that is not done, as they come.
+    """A row for the store per request that is not done, in the order in which the replies arrive.
 
     Args:
-        failures: Whether a reasoning that failed for good is done.
+        failures: Whether a reasoning that failed for good counts as done.
     """
     if not config.reasoning:
         yield from map(stored, engine.generate(requests, _verdict_sampling(config), done=done))
@@ -142,7 +146,7 @@ def _replies(
 
 
 def _verdict_sampling(config: LlmJudgeConfig) -> Sampling:
-    temperature = 0.0 if config.reasoning else config.temperature  # of the reasoning, where there is any
+    temperature = 0.0 if config.reasoning else config.temperature  # with reasoning, only the reasoning is sampled
     if config.verdict_by == "choice":
         return Sampling(VERDICT_TOKENS, choices=CHOICES)
     return Sampling(VERDICT_TOKENS, temperature)
@@ -151,18 +155,18 @@ def _verdict_sampling(config: LlmJudgeConfig) -> Sampling:
 def _reason(
     engine: Engine, kept: RowStore, chunk: list[Request], config: LlmJudgeConfig, *, failures: bool
 ) -> dict[str, Row]:
-    """The reasoning for each request, by its key; those that are missing are asked for, and kept."""
+    """The reasoning for each request, by row key. A missing one is asked for and kept."""
     done = kept.done(failures=failures)
     fresh = (request for request in chunk if request.key not in done.elsewhere)
     sampling = Sampling(config.max_reasoning_tokens, config.temperature)
     for reply in engine.generate(fresh, sampling, done=done.here):
         kept.append([stored(reply)])
     kept.flush()
-    return _kept(kept, [request.key for request in chunk])
+    return _stored_rows(kept, [request.key for request in chunk])
 
 
-def _kept(rows: RowStore, keys: list[str]) -> dict[str, Row]:
-    """The stored rows of some keys; one without a problem counts before one with."""
+def _stored_rows(rows: RowStore, keys: list[str]) -> dict[str, Row]:
+    """The stored rows of some keys. Of several rows of a key, one without a problem wins."""
     columns = ["row_key", "text", "n_output_tokens", "problem", "retryable"]
     found = [pq.read_table(part, columns=columns, filters=[("row_key", "in", keys)]) for part in rows.parts()]
     ordered = sorted(rows_of(b for table in found for b in table.to_batches()), key=lambda row: row["problem"] is None)
@@ -173,7 +177,7 @@ def _reasoned(
     engine: Engine, chunk: Iterable[Request], reasonings: Mapping[str, Row], done: Container[str],
     config: LlmJudgeConfig,
 ) -> Iterator[Row]:  # fmt: skip
-    """Verdicts behind the reasonings; where a reasoning failed, that is the reply."""
+    """A verdict after each reasoning. Where the reasoning failed, its row is the reply."""
     asked = []
     for request in chunk:
         reasoning = reasonings[request.key]
@@ -191,40 +195,41 @@ def _reasoned(
         yield row | {"n_output_tokens": (reply.n_output_tokens or 0) + (reasoning["n_output_tokens"] or 0)}
 
 
-# --- reading it back ---
+# --- opinions ---
 
 
 def opinions(
     ctx: Context, judges: Sequence[Judge], config: LlmJudgeConfig, first: int, stop: int
 ) -> Iterator[list[Opinion]]:
-    """For each case from `first` to before `stop`, in order, what every judge said each time it was asked.
+    """For each case from `first` to before `stop`, in order, every opinion of every judge.
 
-    Replies that failed, but may succeed on another try, are counted.
+    Failed replies that a retry may repair are counted in `rows_retryable`.
 
     Raises:
         StepError: A reply is missing, which is a defect of an engine.
     """
     with ExitStack() as stack:
         numbers = range(len(judges) if stop > first else 0)
-        streams = [stack.enter_context(_said(ctx, judges[number], number, first, stop)) for number in numbers]
-        cases = groupby(heapq.merge(*streams, key=itemgetter("place")), key=itemgetter("place"))
-        for place in range(first, stop):
+        streams = [stack.enter_context(_replies_to(ctx, judges[number], number, first, stop)) for number in numbers]
+        cases = groupby(heapq.merge(*streams, key=itemgetter("case_index")), key=itemgetter("case_index"))
+        for case_index in range(first, stop):
             found, grouped = next(cases, (None, iter(())))
             rows = list(grouped)
-            said = [opinion_of(row) for row in rows]
-            if found != place or len(said) != config.n_opinions:
-                raise StepError(f"judge: the engine gave no reply to case {place}. Run the same command again.")
+            given = [opinion_of(row) for row in rows]
+            if found != case_index or len(given) != config.n_opinions:
+                raise StepError(f"judge: the engine gave no reply to case {case_index}. Run the same command again.")
             ctx.counts["rows_retryable"] += sum(bool(row["retryable"]) for row in rows)
-            yield said
+            yield given
 
 
 @contextmanager
-def _said(ctx: Context, judge: Judge, number: int, first: int, stop: int) -> Iterator[Iterator[Row]]:
-    columns = ", ".join(f"said.{name}" for name in _READ)
+def _replies_to(ctx: Context, judge: Judge, number: int, first: int, stop: int) -> Iterator[Iterator[Row]]:
+    """The replies of one judge with the index of their case, in the order of cases and repeats."""
+    columns = ", ".join(f"reply.{name}" for name in _READ)
     sql = f"""
-        SELECT asked.place, {columns} FROM ({LATEST_SQL}) AS said JOIN {{asked}} AS asked USING (row_key)
-        WHERE asked.place >= {first} AND asked.place < {stop} ORDER BY asked.place, asked.repeat
+        SELECT asked.case_index, {columns} FROM ({LATEST_SQL}) AS reply JOIN {{questions}} AS asked USING (row_key)
+        WHERE asked.case_index >= {first} AND asked.case_index < {stop} ORDER BY asked.case_index, asked.repeat
     """
-    tables: dict[str, Path | list[Path]] = {"asked": _asked_path(ctx, number), "rows": judge.rows.parts()}
+    tables: dict[str, Path | list[Path]] = {"questions": _questions_path(ctx, number), "rows": judge.rows.parts()}
     with query(sql, tables, spill=ctx.work / f"judge-{number}") as reader:
         yield rows_of(reader)

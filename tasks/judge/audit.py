@@ -1,12 +1,12 @@
-"""The audit: what the LLM's verdicts on probes of known truth say of its verdicts on the answers.
+"""The audit: from the LLM's verdicts on probes of known truth to the errors among its verdicts on the answers.
 
-Probes give the share of acceptable answers that the judge accepts (t, its recall) and of others that it accepts
-(f, false accepts). With the share a that it accepted of the real answers, the share of real answers that are right is
+The probes give the share of acceptable answers that the judge accepts (t, its recall) and the share of wrong answers
+that it accepts (f, false accepts). If it accepted a share a of the real answers, the share of right real answers is
 
     p = (a - f) / (t - f), clipped to [0, 1]                          (Rogan and Gladen 1978)
 
-and n (1 - p) f of the n answers that it decided are wrong and accepted: wrong self-targets. That holds as far as the
-judge errs on real answers as it does on probes, apart for each class of answerability.
+and of the n answers that it decided, n (1 - p) f are wrong and accepted: wrong self-targets. This assumes that the
+judge errs on real answers as often as on probes. It is computed separately for each class of answerability.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LENIENT_SHARE = STRICT_SHARE = 0.2
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate; `value` is None where the probes cannot tell, the bounds then are what is possible."""
+    """An estimate. Where the probes allow none, `value` is None and the bounds are the possible range."""
 
     value: float | None
     low: float
@@ -39,10 +39,10 @@ class Interval:
 
 @dataclass
 class AnswerTally:
-    """What the LLM made of real answers of one class.
+    """Counts of the LLM's verdicts on the real answers of one class.
 
     Attributes:
-        unjudged: Without a verdict of the models; they are no targets and count nowhere else.
+        unjudged: Answers without a verdict of the models; they become no targets and are in no other count.
         accepted_at: How many would be accepted at each of `THRESHOLDS`.
     """
 
@@ -51,15 +51,15 @@ class AnswerTally:
     unjudged: int = 0
     accepted_at: list[int] = field(default_factory=lambda: [0] * len(THRESHOLDS))
 
-    def add(self, decision: PanelVerdict) -> None:
-        """Count a decision. One that an imprecise judge lost is neither accepted nor undecided."""
-        if decision.score is None:
+    def add(self, found: PanelVerdict) -> None:
+        """Count a verdict. An accept that the audit has withdrawn counts only in `accepted_at`."""
+        if found.score is None:
             self.unjudged += 1
             return
-        self.accept += decision.verdict == ACCEPT
-        self.reject += decision.verdict == REJECT
-        for place in range(bisect_right(THRESHOLDS, decision.score)):
-            self.accepted_at[place] += 1
+        self.accept += found.verdict == ACCEPT
+        self.reject += found.verdict == REJECT
+        for i in range(bisect_right(THRESHOLDS, found.score)):
+            self.accepted_at[i] += 1
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,13 @@ class ClassAudit:
     """The audit of one class of answerability, or of all.
 
     Attributes:
-        right_accepted: Acceptable probes that were accepted; the other three alike.
-        precision: Acceptable among the accepted probes; half of all probes are acceptable.
-        recall: Accepted among the acceptable probes.
-        false_accepts: Accepted among the other probes.
-        decided: Real answers that the LLM decided; `accepted` of them.
+        right_accepted: Number of acceptable (right) probes that were accepted. The next three counts are alike.
+        precision: Share of acceptable ones among the accepted probes. Half of all probes are acceptable.
+        recall: Share of accepted ones among the acceptable probes.
+        false_accepts: Share of accepted ones among the wrong probes.
+        decided: Number of real answers that the LLM decided; it accepted `accepted` of them.
         wrong_accepted_answers: Expected number of wrong self-targets among `accepted`.
-        precision_of_answers: Expected share of right ones among `accepted`; None without any.
+        precision_of_answers: Expected share of right answers among `accepted`; None where none was accepted.
     """
 
     answerable: str
@@ -92,10 +92,10 @@ class ClassAudit:
 
 
 class JudgedProbe(NamedTuple):
-    """A probe with what the LLM made of it."""
+    """A probe with the panel's verdict on it."""
 
     probe: JudgeProbe
-    decision: PanelVerdict
+    found: PanelVerdict
 
 
 def answerability(answerable: bool | None) -> str:
@@ -104,13 +104,13 @@ def answerability(answerable: bool | None) -> str:
 
 
 def precision_of(judged: Sequence[JudgedProbe]) -> Estimate:
-    """Acceptable among the accepted probes."""
-    accepted = [one.probe.acceptable for one in judged if one.decision.verdict == ACCEPT]
+    """The share of acceptable ones among the accepted probes."""
+    accepted = [one.probe.acceptable for one in judged if one.found.verdict == ACCEPT]
     return wilson(sum(accepted), len(accepted))
 
 
 def shortfall(judged: Sequence[JudgedProbe], config: LlmJudgeConfig) -> str | None:
-    """How the judge misses the precision that the recipe asks for; None where it does not, or none is asked for."""
+    """How the judge misses `audit.min_precision`, in words; None where it does not, or where none is set."""
     least, found = config.audit.min_precision, precision_of(judged)
     if least is None or (found.value is not None and found.value >= least):
         return None
@@ -120,16 +120,16 @@ def shortfall(judged: Sequence[JudgedProbe], config: LlmJudgeConfig) -> str | No
 
 
 def summary(
-    judged: Sequence[JudgedProbe], seen: Mapping[str, AnswerTally], config: LlmJudgeConfig, *, fell_short: str | None
+    judged: Sequence[JudgedProbe], tallies: Mapping[str, AnswerTally], config: LlmJudgeConfig, *, fell_short: str | None
 ) -> dict[str, Any]:  # Any: JSON values
     """The audit for the manifest and the report, as JSON values.
 
     Args:
-        seen: What the LLM made of the real answers, by class.
+        tallies: Counts of the verdicts on the real answers, by class of answerability.
     """
-    names = sorted({answerability(one.probe.case.answerable) for one in judged} | set(seen))
-    classes = [_line(name, judged, seen.get(name, AnswerTally())) for name in names]
-    lines = [_all_classes(judged, seen, classes), *(classes if len(classes) > 1 else [])]
+    names = sorted({answerability(one.probe.case.answerable) for one in judged} | set(tallies))
+    classes = [_line(name, judged, tallies.get(name, AnswerTally())) for name in names]
+    lines = [_all_classes(judged, tallies, classes), *(classes if len(classes) > 1 else [])]
     return {
         "n_probes": len(judged),
         "threshold": config.threshold,
@@ -138,38 +138,38 @@ def summary(
         "fell_short": fell_short,
         "classes": [asdict(line) for line in lines],
         "kinds": _kinds(judged),
-        "sweep": _sweep(judged, list(seen.values()), config),
+        "sweep": _sweep(judged, list(tallies.values()), config),
         "warnings": _warnings(lines[0]),
     }
 
 
-def _line(name: str, judged: Sequence[JudgedProbe], seen: AnswerTally) -> ClassAudit:
+def _line(name: str, judged: Sequence[JudgedProbe], tally: AnswerTally) -> ClassAudit:
     mine = [one for one in judged if name in (ALL, answerability(one.probe.case.answerable))]
-    counts = Counter((one.probe.acceptable, one.decision.verdict) for one in mine)
+    counts = Counter((one.probe.acceptable, one.found.verdict) for one in mine)
     right, wrong = counts[True, ACCEPT], counts[False, ACCEPT]
     recall = wilson(right, right + counts[True, REJECT])
     false_accepts = wilson(wrong, wrong + counts[False, REJECT])
-    n_wrong = expected_wrong(seen.accept, seen.accept + seen.reject, recall, false_accepts)
+    n_wrong = expected_wrong(tally.accept, tally.accept + tally.reject, recall, false_accepts)
     return ClassAudit(
         name, right, counts[True, REJECT], wrong, counts[False, REJECT],
         counts[True, UNJUDGED] + counts[False, UNJUDGED], precision_of(mine), recall, false_accepts,
-        seen.accept + seen.reject, seen.accept, n_wrong, _share_right(n_wrong, seen.accept),
+        tally.accept + tally.reject, tally.accept, n_wrong, _share_right(n_wrong, tally.accept),
     )  # fmt: skip
 
 
 def _all_classes(
-    judged: Sequence[JudgedProbe], seen: Mapping[str, AnswerTally], classes: Sequence[ClassAudit]
+    judged: Sequence[JudgedProbe], tallies: Mapping[str, AnswerTally], classes: Sequence[ClassAudit]
 ) -> ClassAudit:
-    """The line of all: probes pooled, wrong self-targets added up over the classes, which differ in their rates."""
-    total = AnswerTally(*(sum(getattr(one, name) for one in seen.values()) for name in (ACCEPT, REJECT)))
+    """The audit of all classes: probes are pooled, and wrong self-targets are summed over the classes."""
+    total = AnswerTally(*(sum(getattr(one, name) for one in tallies.values()) for name in (ACCEPT, REJECT)))
     pooled = _line(ALL, judged, total)
-    concerned = [line for line in classes if line.accepted]
-    # Where the probes say nothing of a class, all of them must do for it.
+    # A class without usable probes of its own takes the rates of all probes.
     parts = [
         line.wrong_accepted_answers
         if line.wrong_accepted_answers.value is not None
         else expected_wrong(line.accepted, line.decided, pooled.recall, pooled.false_accepts)
-        for line in concerned
+        for line in classes
+        if line.accepted
     ]
     values = [part.value for part in parts]
     value = None if None in values else sum(v for v in values if v is not None)
@@ -178,10 +178,10 @@ def _all_classes(
 
 
 def expected_wrong(n_accepted: int, n_decided: int, recall: Estimate, false_accepts: Estimate) -> Interval:
-    """How many of the accepted answers are wrong; see the top of this module for the formula.
+    """How many of the accepted answers are wrong; the formula is at the top of this module.
 
-    The interval takes each rate, and the acceptance rate, at the end of its Wilson interval that is worse, or better.
-    Where the answers contradict a rate of the probes, that rate is any that the answers allow.
+    For the bounds, each rate is taken at the worse, or the better, end of its Wilson interval. Where the answers
+    contradict a rate of the probes, every value of that rate that the answers allow is possible.
     """
     if not n_accepted:
         return Interval(0.0, 0.0, 0.0)
@@ -192,11 +192,11 @@ def expected_wrong(n_accepted: int, n_decided: int, recall: Estimate, false_acce
 
     def wrong(t: float, f: float, a: float) -> float | None:
         if t <= f:
-            return None  # accepts wrong answers as often as right ones: nothing can be told
+            return None  # the judge accepts wrong answers as often as right ones, so its verdicts say nothing
         share_right = min(1.0, max(0.0, (a - f) / (t - f)))
         return min(float(n_accepted), n_decided * (1 - share_right) * f)
 
-    # Clipped, such a contradiction would come out as certainty: an interval without any width.
+    # Clipping alone would give such a contradiction an interval of no width, as if it were certain.
     best = wrong(_low(recall), 0.0 if _below(rate, false_accepts) else _low(false_accepts), _high(rate))
     worst = wrong(1.0 if _below(recall, rate) else _high(recall), _high(false_accepts), _low(rate))
     return Interval(
@@ -214,7 +214,7 @@ def _high(estimate: Estimate) -> float:
 
 
 def _below(one: Estimate, other: Estimate) -> bool:
-    """Whether the whole interval of one lies below that of the other."""
+    """Whether the whole interval of `one` is below that of `other`."""
     return _high(one) < _low(other)
 
 
@@ -226,7 +226,7 @@ def _share_right(n_wrong: Interval, n_accepted: int) -> Interval | None:
 
 
 def _kinds(judged: Sequence[JudgedProbe]) -> list[dict[str, Any]]:  # Any: JSON values
-    counts = Counter((not one.probe.acceptable, one.probe.kind, one.decision.verdict) for one in judged)
+    counts = Counter((not one.probe.acceptable, one.probe.kind, one.found.verdict) for one in judged)
     return [
         {"kind": kind, "acceptable": not is_wrong, **{v: counts[is_wrong, kind, v] for v in (ACCEPT, REJECT, UNJUDGED)}}
         for is_wrong, kind in sorted({key[:2] for key in counts})
@@ -234,20 +234,20 @@ def _kinds(judged: Sequence[JudgedProbe]) -> list[dict[str, Any]]:  # Any: JSON 
 
 
 def _sweep(
-    judged: Sequence[JudgedProbe], seen: Sequence[AnswerTally], config: LlmJudgeConfig
+    judged: Sequence[JudgedProbe], tallies: Sequence[AnswerTally], config: LlmJudgeConfig
 ) -> list[dict[str, Any]]:  # Any: JSON values
-    """Precision and recall of the probes, and accepted answers, at other thresholds; none where there is no scale."""
+    """Precision and recall on the probes, and accepted answers, at each threshold; empty without probabilities."""
     if config.verdict_by == "text" and (config.n_opinions == 1 or config.combine == "majority"):
         return []
-    scored = [(one.probe.acceptable, one.decision.score) for one in judged if one.decision.score is not None]
+    scored = [(one.probe.acceptable, one.found.score) for one in judged if one.found.score is not None]
     n_right = sum(acceptable for acceptable, _ in scored)
     rows = []
-    for place, threshold in enumerate(THRESHOLDS):
+    for i, threshold in enumerate(THRESHOLDS):
         accepted = [acceptable for acceptable, score in scored if score >= threshold]
         precision, recall = wilson(sum(accepted), len(accepted)), wilson(sum(accepted), n_right)
         rows.append({
             "threshold": threshold, "precision": precision.value, "recall": recall.value,
-            "accepted_probes": len(accepted), "accepted": sum(one.accepted_at[place] for one in seen),
+            "accepted_probes": len(accepted), "accepted": sum(one.accepted_at[i] for one in tallies),
         })  # fmt: skip
     return rows
 
@@ -267,7 +267,7 @@ def _warnings(line: ClassAudit) -> list[str]:
         if contradicts and rate.value is not None and share is not None:
             found.append(
                 f"The judge accepts {100 * rate.value:.0f} % of the answers, {more} than the {100 * share:.0f} % of "
-                f"the {probes} probes: in this, they do not speak for the answers."
+                f"the {probes} probes: the probes are not representative of the answers."
             )
     n_probes = line.right_accepted + line.right_rejected + line.wrong_accepted + line.wrong_rejected + line.unjudged
     if line.unjudged > 0.1 * n_probes:

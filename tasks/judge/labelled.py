@@ -1,4 +1,4 @@
-"""Answers that people have labelled, judged as a run would judge them, and how far the judge agrees with the labels.
+"""Answers with labels of people, judged as in a run, and the agreement of the judge with the labels.
 
 A row has `question`, `gold` or `golds`, `candidate`, `label` (accept or reject), and where it applies `document`,
 `dialogue` (turns with `role` and `content` up to the answer), `answerable`, `task` and `incorrect`.
@@ -31,7 +31,7 @@ _REQUIRED = ("question", "candidate", "label")
 
 
 class LabelledAnswer(NamedTuple):
-    """An answer and what people say of it."""
+    """An answer and its label: whether people accept it."""
 
     case: JudgeCase
     incorrect: list[str]
@@ -39,7 +39,7 @@ class LabelledAnswer(NamedTuple):
 
 
 class LabelledOutcome(NamedTuple):
-    """What the judge says of a labelled answer. `by` is rules or llm."""
+    """The verdict on a labelled answer. `accept` is the label; `by` is who decided: rules or llm."""
 
     accept: bool
     verdict: str
@@ -48,14 +48,14 @@ class LabelledOutcome(NamedTuple):
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far the judge agrees with the labels.
+    """The agreement of the judge with the labels.
 
     Attributes:
         by: Who decided: all, rules or llm.
-        unjudged: Without a verdict; in none of the figures.
-        kappa: Cohen's kappa (Cohen 1960); None where nothing was judged, or chance alone would make them agree.
-        precision: LabelledAnswer accept among those that the judge accepts.
-        recall: Accepted among those labelled accept.
+        unjudged: Answers without a verdict; no figure counts them.
+        kappa: Cohen's kappa (Cohen 1960); None where nothing was judged, or where chance explains all agreement.
+        precision: Share labelled accept among the answers that the judge accepts.
+        recall: Share accepted among the answers labelled accept.
     """
 
     by: str
@@ -124,16 +124,16 @@ def judge_labelled(
     engine: EngineConfig,
     abstention: AbstentionConfig,
 ) -> list[LabelledOutcome]:
-    """What the recipe's judge says of each row: rules first, then the language models."""
+    """The verdict of the recipe's judge on each row: rules first, then the language models."""
     ruled = [first_rule(_candidate(row), config, abstention.phrases) for row in rows]
     left = [row.case for row, verdict in zip(rows, ruled, strict=True) if verdict is None]
-    said = iter(_asked(ctx, left, config.llm, engine) if config.llm and left else [])
+    by_models = iter(_by_models(ctx, left, config.llm, engine) if config.llm and left else [])
     outcomes = []
     for row, verdict in zip(rows, ruled, strict=True):
         if verdict or config.llm is None:
             outcomes.append(LabelledOutcome(row.accept, (verdict or undecided(config)).verdict, RULES))
         else:
-            outcomes.append(LabelledOutcome(row.accept, next(said), LLM))
+            outcomes.append(LabelledOutcome(row.accept, next(by_models), LLM))
     return outcomes
 
 
@@ -142,27 +142,27 @@ def _candidate(row: LabelledAnswer) -> Candidate:
     return Candidate(case.candidate, "stop", None, case.task, case.golds, row.incorrect, case.answerable)
 
 
-def _asked(ctx: Context, cases: Sequence[JudgeCase], config: LlmJudgeConfig, engine: EngineConfig) -> list[str]:
-    """Verdicts of the language models; no probes, since the labels are the audit."""
+def _by_models(ctx: Context, cases: Sequence[JudgeCase], config: LlmJudgeConfig, engine: EngineConfig) -> list[str]:
+    """Verdicts of the language models. No probes are judged, because the labels are the audit."""
     alone = config.model_copy(update={"audit": AuditConfig(n_probes=0)})
     render, path = rubrics(config), ctx.work / "cases.parquet"
-    spool(({"place": i, "prompt": render.prompt(case)} for i, case in enumerate(cases)), path, CASES)
+    spool(({"case_index": i, "prompt": render.prompt(case)} for i, case in enumerate(cases)), path, CASES)
     session = ask_panel(ctx, alone, engine, cases=path, n_cases=len(cases), probes=[])
-    return [decision.verdict for decision in session.decisions()]
+    return [found.verdict for found in session.verdicts()]
 
 
 # --- comparing ---
 
 
 def agreements(outcomes: Sequence[LabelledOutcome]) -> list[Agreement]:
-    """The agreement of all, and where both decided something, of the rules and of the language models."""
+    """The agreement over all rows. Where rules and models both decided some, also that of each."""
     by_whom = {by: [one for one in outcomes if one.by == by] for by in (RULES, LLM)}
     parts = {by: mine for by, mine in by_whom.items() if mine}
     return [agreement(ALL, outcomes), *(agreement(by, mine) for by, mine in parts.items() if len(parts) > 1)]
 
 
 def agreement(by: str, outcomes: Sequence[LabelledOutcome]) -> Agreement:
-    """Counts and figures over the outcomes that have a verdict."""
+    """Counts and figures over the outcomes with a verdict."""
     judged = [(one.accept, one.verdict == ACCEPT) for one in outcomes if one.verdict != UNJUDGED]
     both, wrongly, missed = (judged.count(pair) for pair in ((True, True), (False, True), (True, False)))
     neither = judged.count((False, False))
@@ -174,7 +174,7 @@ def agreement(by: str, outcomes: Sequence[LabelledOutcome]) -> Agreement:
 
 
 def _kappa(both: int, wrongly: int, neither: int, missed: int) -> float | None:
-    """(observed - expected) / (1 - expected), expected from how often each of the two says accept."""
+    """(observed - expected) / (1 - expected); `expected` follows from how often each of the two says accept."""
     n = both + wrongly + neither + missed
     if n == 0:
         return None

@@ -1,10 +1,10 @@
-"""Making text that others wrote harmless in a judge's prompt: it must stay data, whatever it says.
+"""Neutralises untrusted text in a judge's prompt, so that it stays data whatever it says.
 
-The text stays readable for the judge; only what could pass for a fence, for a token of a chat template or for a
-verdict is written differently. Rules never see the changed text.
+The text stays readable. Only what could pass for a delimiter of the prompt, for a token of a chat template or for a
+verdict is written differently. Rules read the original text.
 
-Not covered: persuasion in plain words ("I am certainly right"); a rubric can only ask the judge to ignore it, and the
-audit shows how well it does.
+Not covered: persuasion in plain words ("I am certainly right"). A rubric can only ask the judge to ignore it, and the
+audit shows how well the judge does.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-# A word cut by an invisible character reads the same for a model, and not for the patterns below.
+# A model reads a word the same with an invisible character in it, but the patterns below do not match it.
 _INVISIBLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]"
 )
@@ -33,10 +33,10 @@ _VERDICT = re.compile(r"\b(verdict|judge?ment|decision)([*_\"'` \t]*)[:=]", re.I
 
 
 def neutral(text: str) -> str:
-    """The text without anything that the prompt around it, or a chat template, uses as a delimiter.
+    """The text without delimiters of the prompt around it or of a chat template.
 
-    Angle brackets of tags become ‹ ›, brackets of tokens such as [INST] round ones, and the colon behind a label of
-    ours a comma. Everything else stays as it is.
+    Angle brackets of tags become ‹ ›, the brackets of tokens such as [INST] become round, and the colon after a label
+    such as "Answer:" becomes a comma. Everything else stays as it is.
     """
     text = _LINE_ENDS.sub("\n", _INVISIBLE.sub("", text)).translate(_WIDE)
     text = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")

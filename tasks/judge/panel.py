@@ -1,4 +1,4 @@
-"""The judges of a panel, what decides a judgement apart from its prompt, and how several opinions become a verdict."""
+"""The judges of a panel, the keys under which their replies are kept, and how opinions become a verdict."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ TABLE = "judgements"
 
 
 class Judge(NamedTuple):
-    """One judge of the panel and where its replies are kept.
+    """One judge of the panel and the row stores of its replies.
 
     Attributes:
-        space: What decides a reasoning or verdict apart from its prompt; in the keys of both.
-        reasonings: What it wrote before its verdicts; without reasoning, nothing is in it.
+        space: Digest of what a reply depends on apart from its prompt (weights, engine, sampling); part of row keys.
+        rows: Its verdicts.
+        reasonings: What it wrote before its verdicts; empty without reasoning.
     """
 
     model: ModelConfig
@@ -34,12 +35,12 @@ class Judge(NamedTuple):
 
 
 class PanelVerdict(NamedTuple):
-    """What a panel makes of one answer.
+    """The verdict of a panel on one answer.
 
     Attributes:
         p_accept: Mean probability of accept; None where it was not measured.
-        score: The highest threshold at which it would still be accepted; None where the panel is undecided.
-        reason: In a few words, always the same for the same cause.
+        score: The highest threshold at which the answer is still accepted; None where the panel is undecided.
+        reason: A few words, always the same for the same cause.
     """
 
     verdict: str
@@ -52,7 +53,7 @@ def panel(store: Store, config: LlmJudgeConfig, engine: EngineConfig, *, origin:
     """The judges with their rows.
 
     Args:
-        engine: The recipe's, for judges that have none of their own.
+        engine: The recipe's engine, for judges that have none of their own.
         origin: Fingerprint of the step that asks.
     """
     judges = []
@@ -83,7 +84,7 @@ def outside(*, config: JudgeConfig, engine: EngineConfig, **sections: object) ->
 
 
 def _digest(judge: JudgeModelConfig, engine: EngineConfig) -> str:
-    """Of the weights; on a server elsewhere, of the name they have there, which is all there is to know."""
+    """Digest of the judge's weights. Of a model on a remote server only its name there is known: the digest of that."""
     runs_it = judge.engine or engine
     if engine_kind(runs_it.kind).loads_weights:
         return model_digest(judge.model)
@@ -93,8 +94,8 @@ def _digest(judge: JudgeModelConfig, engine: EngineConfig) -> str:
 def decide(opinions: Sequence[Opinion], config: LlmJudgeConfig) -> PanelVerdict:
     """One verdict from all opinions on an answer.
 
-    A mean needs every opinion: without one of them it would be another panel's. A majority is one of all opinions,
-    those without a verdict included; where there is none, the answer stays unjudged.
+    A mean needs every opinion; where one has no verdict, the answer is unjudged. A majority is more than half of all
+    opinions, including those without a verdict; where neither side has one, the answer is unjudged.
     """
     values = [opinion.value for opinion in opinions if opinion.value is not None]
     measured = [opinion.p_accept for opinion in opinions if opinion.p_accept is not None]
@@ -105,17 +106,17 @@ def decide(opinions: Sequence[Opinion], config: LlmJudgeConfig) -> PanelVerdict:
     if missing is not None:
         return PanelVerdict(UNJUDGED, None, None, missing)
     score = sum(values) / len(values)
-    shown = score if len(values) > 1 else p_accept  # one verdict in words is no probability
+    probability = score if len(values) > 1 else p_accept  # a single verdict in words is not a probability
     if score >= config.threshold:
-        return PanelVerdict(ACCEPT, shown, score, "the judge accepts")
-    return PanelVerdict(REJECT, shown, score, "the judge rejects")
+        return PanelVerdict(ACCEPT, probability, score, "the judge accepts")
+    return PanelVerdict(REJECT, probability, score, "the judge rejects")
 
 
 def _majority(
     values: list[float], n_opinions: int, threshold: float, p_accept: float | None, missing: str | None
 ) -> PanelVerdict:
     needed = n_opinions // 2 + 1
-    # Accepted at any threshold up to the one that the last of the needed votes still reaches.
+    # The answer is accepted at every threshold that the weakest vote of the majority reaches.
     score = sorted(values, reverse=True)[needed - 1] if len(values) >= needed else 0.0
     n_accept = sum(value >= threshold for value in values)
     if n_accept >= needed:

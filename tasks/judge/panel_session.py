@@ -1,4 +1,4 @@
-"""Putting cases and probes before the panel together, and holding the panel to what the probes show."""
+"""A session of the panel: it judges the cases and the probes together, and the probes measure its precision."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ TOO_IMPRECISE = "the audit found the judge too imprecise"
 
 @dataclass(frozen=True)
 class PanelSession:
-    """What the panel said of every case and probe.
+    """The panel's verdicts on every case and probe.
 
     Attributes:
-        fell_short: How the judge misses the precision asked for; None where it does not.
+        fell_short: How the panel misses `audit.min_precision`, in words; None where it does not.
     """
 
     ctx: Context
@@ -36,28 +36,28 @@ class PanelSession:
     probes: list[JudgedProbe]
     fell_short: str | None
 
-    def decisions(self) -> Iterator[PanelVerdict]:
-        """What the panel makes of each case, in order; a judge that fell short accepts nothing."""
-        for said in opinions(self.ctx, self.judges, self.config, 0, self.n_cases):
-            decision = decide(said, self.config)
-            if self.fell_short and decision.verdict == ACCEPT:
-                decision = decision._replace(verdict=UNJUDGED, reason=TOO_IMPRECISE)
-            yield decision
+    def verdicts(self) -> Iterator[PanelVerdict]:
+        """The verdict on each case, in order. A panel that fell short accepts nothing."""
+        for given in opinions(self.ctx, self.judges, self.config, 0, self.n_cases):
+            verdict = decide(given, self.config)
+            if self.fell_short and verdict.verdict == ACCEPT:
+                verdict = verdict._replace(verdict=UNJUDGED, reason=TOO_IMPRECISE)
+            yield verdict
 
 
 def rubrics(config: LlmJudgeConfig) -> Rubrics:
-    """The recipe's rubrics."""
+    """The recipe's rubric for each task, ready to render."""
     return Rubrics(rubric_texts(config.rubric), reasoning=config.reasoning)
 
 
 def probes_for(
     examples: Path, config: LlmJudgeConfig, phrases: Sequence[str], *, tasks: frozenset[str] | None = None
 ) -> list[JudgeProbe]:
-    """The probes of an audit, from training rows; none where the recipe wants no audit.
+    """The probes of an audit, made from training rows; none with `audit.n_probes` 0.
 
     Args:
-        phrases: What marks a refusal.
-        tasks: Only rows of these; None: of any.
+        phrases: Phrases that mark an answer as a refusal.
+        tasks: Only rows of these tasks are used; None: rows of any task.
     """
     audit = config.audit
     rows = draw(examples, audit.n_probes, seed=audit.seed, tasks=tasks)
@@ -75,35 +75,38 @@ def ask_panel(
 ) -> PanelSession:
     """Ask the panel about the cases and, in the same session, about the probes.
 
+    Args:
+        cases: A table of `CASES`.
+
     Raises:
-        StepError: The probes show less precision than the recipe asks for, and it says to stop then.
+        StepError: The probes show less precision than `audit.min_precision`, and `audit.below` is stop.
     """
     render = rubrics(config)
-    asked = ({"place": n_cases + i, "prompt": render.prompt(probe.case)} for i, probe in enumerate(probes))
+    asked = ({"case_index": n_cases + i, "prompt": render.prompt(probe.case)} for i, probe in enumerate(probes))
     spool(asked, ctx.work / "probes.parquet", CASES)
     judges = panel(ctx.store, config, engine, origin=ctx.ref["fingerprint"])
     ask(ctx, judges, [cases, ctx.work / "probes.parquet"], config)
     found = opinions(ctx, judges, config, n_cases, n_cases + len(probes))
-    judged = [JudgedProbe(probe, decide(said, config)) for probe, said in zip(probes, found, strict=True)]
+    judged = [JudgedProbe(probe, decide(given, config)) for probe, given in zip(probes, found, strict=True)]
     fell_short = shortfall(judged, config)
     if fell_short and config.audit.below == "stop":
         raise StepError(
             f"judge: {fell_short}, below judge.llm.audit.min_precision={config.audit.min_precision:g}. Nothing is "
             "trained on such verdicts. Use a better judge or rubric, raise judge.llm.threshold, or set "
-            "judge.llm.audit.below=gold. Replies are kept."
+            "judge.llm.audit.below=gold. The replies are kept."
         )
     return PanelSession(ctx, config, judges, n_cases, judged, fell_short)
 
 
 def write_audit(path: Path, judged: Sequence[JudgedProbe]) -> None:
-    """Write one row per probe."""
+    """Write the table `audit`: one row per probe, in the order of `probe_id`."""
     rows: list[dict[str, object]] = [
         {
             "probe_id": probe.probe_id, "kind": probe.kind, "example_id": probe.example_id,
             "answerable": probe.case.answerable, "candidate": probe.case.candidate, "acceptable": probe.acceptable,
-            "verdict": decision.verdict, "p_accept": decision.p_accept,
+            "verdict": verdict.verdict, "p_accept": verdict.p_accept,
         }
-        for probe, decision in sorted(judged, key=lambda one: one.probe.probe_id)
+        for probe, verdict in sorted(judged, key=lambda one: one.probe.probe_id)
     ]  # fmt: skip
     with schema.TableWriter(path, schema.AUDIT) as writer:
         writer.write(rows)

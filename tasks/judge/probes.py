@@ -1,9 +1,9 @@
-"""Probes: answers whose verdict is known, made from training rows by rules that need no model.
+"""Probes: answers whose right verdict is known, made from training rows by rules that need no model.
 
-Acceptable ones say what a gold says in another form; the others are spoilt in the ways that answers go wrong. They show
-what a judge's `accept` is worth; real mistakes can be subtler, so what they show is an upper bound of how good it is.
+An acceptable probe says what a gold answer says in another form. A wrong one is spoilt in a way in which answers go
+wrong. Probes measure how precise a judge's `accept` is. Real mistakes can be subtler, so this is an upper bound.
 
-A maker returns None where it does not fit a row or where the truth of what it would make is not certain.
+A maker returns None where it does not fit a row, or where the right verdict on what it makes would not be certain.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ REFUSALS = (
     "There is not enough information to answer this.", "The document does not mention this.",
     "I cannot answer this from the document.",
 )  # fmt: skip
-_BY_RULE = ("number", "multiple_choice")  # what is compared there is a number or a letter, not a statement
+_BY_RULE = ("number", "multiple_choice")  # these tasks compare a number or a letter, not a statement
 _MANY_WORDS, _SENTENCE = 4, range(3, 26)
 _SAME_WORDS = 0.8  # token recall from which two answers may mean the same
 
@@ -34,11 +34,7 @@ Row = dict[str, Any]  # Any: values of a row of `examples`
 
 
 class JudgeProbe(NamedTuple):
-    """An answer whose verdict is known.
-
-    Attributes:
-        acceptable: The truth.
-    """
+    """An answer whose right verdict is known: accept if `acceptable`, else reject."""
 
     probe_id: str
     kind: str
@@ -51,10 +47,10 @@ Maker = Callable[[Row, Sequence[Row], Random], str | None]
 
 
 def draw(examples: Path, n: int, *, seed: int, tasks: Container[str] | None = None) -> list[Row]:
-    """At most n training rows, by a hash of their ids: other rows of the dataset hardly change the choice.
+    """Choose at most n training rows by a hash of their ids, so that other rows hardly change the choice.
 
     Args:
-        tasks: Only rows of these; None: of any.
+        tasks: Only rows of these tasks; None: rows of any task.
     """
 
     def found() -> Iterator[Row]:
@@ -65,10 +61,10 @@ def draw(examples: Path, n: int, *, seed: int, tasks: Container[str] | None = No
 
 
 def make_probes(rows: Sequence[Row], n: int, *, seed: int, phrases: Sequence[str]) -> list[JudgeProbe]:
-    """At most n probes, every second one acceptable, the kinds about equally often.
+    """Make at most n probes: every second one is acceptable, and all kinds are about equally frequent.
 
     Args:
-        phrases: What marks a refusal.
+        phrases: Phrases that mark an answer as a refusal.
     """
     used: Counter[str] = Counter()
     made: dict[str, JudgeProbe] = {}
@@ -77,7 +73,7 @@ def make_probes(rows: Sequence[Row], n: int, *, seed: int, phrases: Sequence[str
             if len(made) >= n:
                 return list(made.values())
             makers = _ACCEPTABLE if (place + turn) % 2 == 0 else _NOT_ACCEPTABLE
-            # The rarest kind first, so that all of them are seen.
+            # The rarest kind comes first, so that every kind is made.
             for kind in sorted(makers, key=lambda kind: (used[kind], kind)):
                 probe = _probe(kind, makers[kind], row, rows, seed, acceptable=makers is _ACCEPTABLE)
                 if probe and probe.probe_id not in made and _is_certain(probe, phrases):
@@ -99,7 +95,7 @@ def _probe(kind: str, maker: Maker, row: Row, rows: Sequence[Row], seed: int, *,
 
 
 def _is_certain(probe: JudgeProbe, phrases: Sequence[str]) -> bool:
-    """Whether an answer meant as a refusal is one to the recipe, and one meant as an answer is none."""
+    """Whether the recipe's phrases tell refusal from answer as the probe means it."""
     is_refusal = probe.kind in ("refused", "refusal_reworded")
     if not probe.case.candidate or (probe.case.answerable is None and not is_refusal):
         return True
@@ -138,7 +134,7 @@ def _refusal_reworded(row: Row, rows: Sequence[Row], rng: Random) -> str | None:
 
 
 def _other_answer(row: Row, rows: Sequence[Row], rng: Random) -> str | None:
-    """The gold of another example of the same task; for an unanswerable question, an answer all the same."""
+    """The gold of another answerable example of the same task, also for an unanswerable question."""
     start = rng.randrange(len(rows))
     for other in (*rows[start:], *rows[:start]):
         is_answer = other["answerable"] is not False
@@ -168,7 +164,7 @@ def _emptied(row: Row, rows: Sequence[Row], rng: Random) -> str | None:
 
 
 def _truncated(row: Row, rows: Sequence[Row], rng: Random) -> str | None:
-    """The first half of the first gold, unless that already says what another gold says."""
+    """The first half of the first gold, unless that half already says what a gold says."""
     words = row["golds"][0].split()
     if row["answerable"] is False or row["task"] in _BY_RULE or len(words) < _MANY_WORDS:
         return None
@@ -182,7 +178,7 @@ def _refused(row: Row, rows: Sequence[Row], rng: Random) -> str | None:
 
 
 def _may_be_right(text: str, row: Row) -> bool:
-    """Whether the text might be an acceptable answer to the row; in doubt, yes."""
+    """Whether the text might be an acceptable answer to the row. In doubt, it might."""
     if row["task"] == "number":
         return final_number(text) in {final_number(gold) for gold in row["golds"]}
     if row["task"] == "multiple_choice":

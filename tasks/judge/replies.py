@@ -1,7 +1,7 @@
-"""A judge's reply as it is stored, and the opinion that it holds.
+"""A judge's reply as it is stored, and the opinion parsed from it.
 
-What the judge said is kept raw, so that a better reader of it costs no new reply. A reply without a verdict that can be
-made out is no opinion: never a rejection, never a 0.
+The raw text of a reply is kept, so a better parser needs no new reply. A reply without a clear verdict gives no
+opinion: it never counts as a rejection or as 0.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ Row = dict[str, Any]  # Any: values of a stored row
 
 
 class Opinion(NamedTuple):
-    """What one judge thinks of one answer.
+    """The opinion of one judge on one answer.
 
     Attributes:
-        accepts: As the judge said it; None without a verdict, and `problem` says why.
+        accepts: Its verdict; None where the reply has none, and `problem` says why.
         p_accept: Probability of accept against reject; None where the engine gave none.
     """
 
@@ -44,7 +44,7 @@ class Opinion(NamedTuple):
 
     @property
     def value(self) -> float | None:
-        """How much it is for accept, 0 to 1; a verdict in words counts as certain."""
+        """Its vote for accept from 0 to 1; a verdict in words counts as 0 or 1. None without a verdict."""
         if self.p_accept is not None:
             return self.p_accept
         return None if self.accepts is None else float(self.accepts)
@@ -62,7 +62,7 @@ def stored(reply: Reply, *, reasoning: str | None = None) -> Row:
 
 
 def opinion_of(row: Mapping[str, Any]) -> Opinion:  # Any: values of a stored row
-    """The opinion in a stored reply: from probabilities where they are of the verdict, else from the text."""
+    """The opinion in a stored reply: from its probabilities where they belong to the verdict, else from its text."""
     if row["problem"] is not None:
         return Opinion(None, problem=f"the judge failed ({row['problem'].partition(':')[0]})")
     text, is_cut_off = row["text"] or "", row["finish_reason"] == "length"
@@ -76,31 +76,31 @@ def opinion_of(row: Mapping[str, Any]) -> Opinion:  # Any: values of a stored ro
 
 
 def probability(accept_logprob: float | None, reject_logprob: float | None) -> float | None:
-    """P(accept), normalised over the two choices; None where either is not known."""
+    """P(accept), normalised over the two choices; None where one of the two is unknown."""
     if accept_logprob is None or reject_logprob is None:
         return None
     difference = reject_logprob - accept_logprob
-    if math.isnan(difference):  # both are impossible
+    if math.isnan(difference):  # both choices are impossible
         return None
     return 1 / (1 + math.exp(difference)) if difference < 700 else 0.0
 
 
 def read_verdict(text: str, *, is_cut_off: bool) -> bool | None:
-    """Whether a reply in free text accepts; None where that cannot be made out.
+    """Whether a reply in free text accepts; None where it has no clear verdict.
 
-    The last "verdict: ..." binds, and is checked after the match: an unclear last one does not make an earlier one
-    count, which may be quoted from the candidate. Without a label, the first or last line must be the bare word.
+    The last "verdict: ..." counts. Where that one is unclear, no earlier one counts in its place, because it may be
+    quoted from the candidate. In a reply without "verdict:", the last or the first line must be the bare word.
     """
     labelled = list(_LABELLED.finditer(text))
     if labelled:
         word, rest, line_end = labelled[-1].groups()
         if _CHOICE_WORD.search(rest) or (is_cut_off and not line_end):
-            return None  # "accept or reject", or what may have gone on so
+            return None  # the line says "accept or reject", or was cut off where it may have said so
         return _WORDS.get(word.lower())
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         return None
-    # The last line of a reply that was cut off may be the beginning of another word.
+    # The last line of a reply that was cut off may be the start of a longer word.
     last, first = (
         (None if is_cut_off else _bare(lines[-1])),
         (None if is_cut_off and len(lines) == 1 else _bare(lines[0])),
@@ -109,7 +109,7 @@ def read_verdict(text: str, *, is_cut_off: bool) -> bool | None:
 
 
 def _begins_with_its_verdict(text: str) -> bool:
-    """Whether a text begins with a choice and names no other: the probabilities are those of its first token."""
+    """Whether a text begins with a choice and names no other. The probabilities are those of its first token."""
     named = {_WORDS[word.lower()] for word in _CHOICE_WORD.findall(text)}
     return len(named) == 1 and _CHOICE_WORD.match(text) is not None
 

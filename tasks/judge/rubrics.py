@@ -1,9 +1,9 @@
-"""Rubrics: what a judge is asked, from templates: see `tasks.templates`.
+"""Rubrics: the templates of a judge's prompts; see `tasks.templates`.
 
 A rubric sees `question`, `dialogue` (the turns up to the answer, each with role and content; null where the question
 stands alone), `document` (null where there is none), `golds` and the first of them as `gold`, `candidate`, `answerable`
-(null where the task does not say) and `reasoning` (whether the verdict is asked for later); every text has been made
-harmless.
+(null where the task does not say) and `reasoning` (whether the verdict is asked for later). Delimiters
+in every text are neutralised.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ RUBRICS = TemplateFolder(
 
 
 class JudgeCase(NamedTuple):
-    """Something to judge. A column of the same name in `examples` holds each but the candidate."""
+    """What a judge is shown. Each field but `candidate` has the name of its column in `examples`."""
 
     task: str
     question: str
@@ -54,7 +54,7 @@ class Rubrics:
         self._reasoning = reasoning
 
     def prompt(self, case: JudgeCase) -> str:
-        """What a judge is asked, as one user message: many chat templates know no system role.
+        """The prompt about a case, as one user message: many chat templates have no system role.
 
         Raises:
             DataError: The rubric does what the sandbox forbids, or fails on this case.

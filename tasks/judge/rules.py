@@ -1,6 +1,6 @@
-"""Rules that decide a verdict without a language model.
+"""Rules that give a verdict without a language model.
 
-The first rule that applies decides. What no rule decides stays undecided: it is not an error and not a rejection.
+The first rule that applies decides. An answer that no rule decides stays undecided. It is no error and no rejection.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ACCEPT, REJECT, UNJUDGED = "accept", "reject", "unjudged"
 
 
 class Candidate(NamedTuple):
-    """An answer of the base model beside what is known of its question.
+    """An answer of the base model, with what is known about its question.
 
     Attributes:
         text: None when generation failed; `problem` then says why.
@@ -42,7 +42,7 @@ class Candidate(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What became of a candidate. `decided_by` is None for an unjudged one."""
+    """The verdict on a candidate. `decided_by` is None for an unjudged one."""
 
     verdict: str
     decided_by: str | None
@@ -69,7 +69,7 @@ def first_rule(candidate: Candidate, config: JudgeConfig, abstentions: Sequence[
 
 
 def undecided(config: JudgeConfig) -> Verdict:
-    """What becomes of an answer that no rule decides, where there is no language model to ask."""
+    """The verdict on an answer that no rule decides, where no language model judges."""
     if config.undecided == "reject":
         return Verdict(REJECT, "undecided", "no rule accepts it")
     return Verdict(UNJUDGED, None, "no rule decides it")
@@ -84,7 +84,7 @@ def _finished(candidate: Candidate, answer: Answer, config: JudgeConfig) -> Verd
 
 
 def _exact_match(candidate: Candidate, answer: Answer, config: JudgeConfig) -> Verdict | None:
-    # Normalised, -3 is 3, 1,5 is 15, and the letter A is an article, nothing: the rules of these tasks know better.
+    # Normalising turns -3 into 3 and 1,5 into 15, and drops the letter A as an article; the rules below do not.
     if candidate.task == "number" and re.search(r"\d", answer.text):
         return None
     if candidate.task == "multiple_choice" and choice_letter(answer.text) is not None:
@@ -121,7 +121,7 @@ def _choice(candidate: Candidate, answer: Answer, config: JudgeConfig) -> Verdic
         return None
     found = choice_letter(answer.text)
     if found is None:
-        return None  # it may name the option in words: `_contains_gold` looks
+        return None  # it may name the option in words, which `_contains_gold` finds
     if found in {gold_letter(gold) for gold in candidate.golds}:
         return Verdict(ACCEPT, "choice", "the letter is right")
     return Verdict(REJECT, "choice", "the letter is wrong")
@@ -139,7 +139,7 @@ def _contains_gold(candidate: Candidate, answer: Answer, config: JudgeConfig) ->
     n_words = len(normalised_words(answer.text))
     for gold in candidate.golds:
         is_short = n_words - len(normalised_words(gold)) <= config.max_extra_words
-        # "It is not in Oslo but in Rome" holds Oslo: what may be a denial is left to the LLM, or undecided.
+        # "It is not in Oslo but in Rome" contains Oslo. What may be a denial is left undecided.
         if is_short and contains(answer.text, gold) and not denies(answer.text, gold):
             return Verdict(ACCEPT, "contains_gold", "holds a gold answer")
     return None

@@ -1,7 +1,7 @@
-"""The judge step: a verdict for every output. Rules first, then language models on what the rules leave, and an audit.
+"""The judge step: a verdict on every output. Rules decide first, language models judge the rest, and are audited.
 
-The rules' verdicts and the cases for the language models wait on disk in the order of the outputs, so that memory does
-not grow with their number and the verdicts come out in that order again.
+The rules' verdicts and the cases for the language models are tables on disk in the order of the outputs, so memory does
+not grow with their number and the verdicts have the same order.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ def judge(
     ctx: Context, *, config: JudgeConfig, engine: EngineConfig, abstention: AbstentionConfig, examples: Ref,
     outputs: Ref,
 ) -> None:  # fmt: skip
-    """Decide which outputs are acceptable; writes `verdicts.parquet`, and `audit.parquet` where probes were judged."""
+    """Decide which outputs are acceptable. Writes `verdicts.parquet`, and `audit.parquet` where probes were judged."""
     known, answers = ctx.path(examples, "examples.parquet"), ctx.path(outputs, "outputs.parquet")
     n_outputs = schema.count_rows(answers, schema.OUTPUTS)
     ruled = ctx.work / "ruled.parquet"
-    n_ruled = spool(_told(ctx, _by_rules(known, answers, config, abstention), n_outputs), ruled, _RULED)
+    n_ruled = spool(_with_progress(ctx, _by_rules(known, answers, config, abstention), n_outputs), ruled, _RULED)
     tasks = frozenset(row["task"] for row in spooled(ruled, columns=["task", "verdict"]) if row["verdict"] is None)
     if config.llm is None or not tasks:
         _write(ctx, (_row(row, _ruled(row) or undecided(config)) for row in spooled(ruled)))
@@ -61,7 +61,7 @@ def judge(
 
 
 def _by_rules(known: Path, answers: Path, config: JudgeConfig, abstention: AbstentionConfig) -> Iterator[Row]:
-    """Every output with the rules' verdict, which is None where no rule decides."""
+    """Every output with the verdict of the rules; the verdict is None where no rule decides."""
     for example, output in _pairs(known, answers, ["task", "golds", "incorrect", "answerable"]):
         candidate = Candidate(
             output["text"], output["finish_reason"], output["problem"], example["task"], example["golds"],
@@ -72,11 +72,11 @@ def _by_rules(known: Path, answers: Path, config: JudgeConfig, abstention: Abste
         yield {**output, **ruled, "task": example["task"], "answerable": example["answerable"]}
 
 
-def _told(ctx: Context, rows: Iterator[Row], n_rows: int) -> Iterator[Row]:
-    for place, row in enumerate(rows, 1):
+def _with_progress(ctx: Context, rows: Iterator[Row], n_rows: int) -> Iterator[Row]:
+    for number, row in enumerate(rows, 1):
         yield row
-        if place % schema.BATCH_ROWS == 0 or place == n_rows:
-            ctx.progress(place, n_rows, "rules")
+        if number % schema.BATCH_ROWS == 0 or number == n_rows:
+            ctx.progress(number, n_rows, "rules")
 
 
 def _pairs(known: Path, answers: Path, columns: list[str]) -> Iterator[tuple[Row, Row]]:
@@ -97,7 +97,7 @@ def _row(ruled: Row, verdict: Verdict, p_accept: float | None = None) -> Row:
 
 
 def _write(ctx: Context, rows: Iterable[Row]) -> None:
-    """Write `verdicts.parquet` and count what decided."""
+    """Write `verdicts.parquet`; counts rows by verdict and by what decided them."""
     counts: Counter[str] = Counter({ACCEPT: 0, REJECT: 0, UNJUDGED: 0})
     pending = iter(rows)
     with schema.TableWriter(ctx.out / "verdicts.parquet", schema.VERDICTS) as writer:
@@ -116,49 +116,49 @@ def _judge_by_models(
     ctx: Context, config: LlmJudgeConfig, engine: EngineConfig, abstention: AbstentionConfig, *,
     known: Path, answers: Path, ruled: Path, tasks: frozenset[str],
 ) -> None:  # fmt: skip
-    # scipy takes a second to import: not for `ssr --help`, nor for loading a deployment.
+    # The audit imports scipy, which takes a second: `ssr --help` and loading a deployment must not wait for it.
     from tasks.judge import audit, panel_session
 
     cases = ctx.work / "cases.parquet"
     n_cases = spool(_cases(known, answers, ruled, panel_session.rubrics(config)), cases, CASES)
     probes = panel_session.probes_for(known, config, abstention.phrases, tasks=tasks)
     session = panel_session.ask_panel(ctx, config, engine, cases=cases, n_cases=n_cases, probes=probes)
-    seen: dict[str, AnswerTally] = {}
-    _write(ctx, _with_models(session, ruled, seen))
+    tallies: dict[str, AnswerTally] = {}
+    _write(ctx, _with_models(session, ruled, tallies))
     if probes:
         panel_session.write_audit(ctx.out / "audit.parquet", session.probes)
-        ctx.facts["audit"] = audit.summary(session.probes, seen, config, fell_short=session.fell_short)
-    n_left = sum(one.unjudged for one in seen.values())
+        ctx.facts["audit"] = audit.summary(session.probes, tallies, config, fell_short=session.fell_short)
+    n_left = sum(one.unjudged for one in tallies.values())
     ctx.counts |= {"llm.asked": n_cases, "llm.unjudged": n_left, "audit.probes": len(probes)}
     if n_left > config.max_unjudged_share * n_cases:
         raise StepError(
-            f"judge: the language models left {n_left} of {n_cases} answers undecided. Replies are kept; the same "
-            "command tries again those where that may help, with --force judge all that failed "
-            "(judge.llm.max_unjudged_share allows more)."
+            f"judge: the language models left {n_left} of {n_cases} answers undecided, more than "
+            "judge.llm.max_unjudged_share allows. Replies are kept: the same command retries those that a retry may "
+            "repair, and --force judge retries all that failed."
         )
 
 
 def _cases(known: Path, answers: Path, ruled: Path, render: Rubrics) -> Iterator[Row]:
-    """What the models are asked of the outputs that no rule decides."""
+    """The prompts about the outputs that no rule decides."""
     decided = (row["verdict"] for row in spooled(ruled, columns=["verdict"]))
     pairs = _pairs(known, answers, ["task", "question", "dialogue", "document", "golds", "answerable"])
     left = (pair for pair, verdict in zip(pairs, decided, strict=True) if verdict is None)
-    for place, (example, output) in enumerate(left):
+    for case_index, (example, output) in enumerate(left):
         known_of_it = {name: example[name] for name in JudgeCase._fields if name in example}
-        yield {"place": place, "prompt": render.prompt(JudgeCase(**known_of_it, candidate=output["text"]))}
+        yield {"case_index": case_index, "prompt": render.prompt(JudgeCase(**known_of_it, candidate=output["text"]))}
 
 
-def _with_models(session: PanelSession, ruled: Path, seen: dict[str, AnswerTally]) -> Iterator[Row]:
-    """Rows of `verdicts`; what the models decided is counted in `seen`, by class of answerability."""
+def _with_models(session: PanelSession, ruled: Path, tallies: dict[str, AnswerTally]) -> Iterator[Row]:
+    """Rows of `verdicts`. The models' verdicts are counted in `tallies`, by class of answerability."""
     from tasks.judge.audit import AnswerTally, answerability
 
-    decisions, n_judges = session.decisions(), len(session.judges)
+    verdicts, n_judges = session.verdicts(), len(session.judges)
     by = "llm" if n_judges == 1 else f"llm:{n_judges} judges"
     for row in spooled(ruled):
         if verdict := _ruled(row):
             yield _row(row, verdict)
             continue
-        decision = next(decisions)
-        seen.setdefault(answerability(row["answerable"]), AnswerTally()).add(decision)
-        decided_by = None if decision.verdict == UNJUDGED else by
-        yield _row(row, Verdict(decision.verdict, decided_by, decision.reason), decision.p_accept)
+        found = next(verdicts)
+        tallies.setdefault(answerability(row["answerable"]), AnswerTally()).add(found)
+        decided_by = None if found.verdict == UNJUDGED else by
+        yield _row(row, Verdict(found.verdict, decided_by, found.reason), found.p_accept)

@@ -105,7 +105,7 @@ def test_by_force_every_failed_row_is_asked_again_and_no_other(store: Store, eng
 
 def test_without_force_a_row_that_failed_for_good_is_not_asked_again(store: Store, engine: Engine) -> None:
     engine.fails = {"b": PASSES, "c": STAYS}
-    with pytest.raises(StepError, match=r"2 of 4 rows have no output.*--force generate all that failed"):
+    with pytest.raises(StepError, match=r"2 of 4 rows have no output.*--force generate retries all that failed"):
         generating(store).execute(store)
     engine.asked.clear()
     with pytest.raises(StepError, match="2 of 4 rows have no output"):

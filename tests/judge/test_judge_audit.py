@@ -119,7 +119,7 @@ def test_answers_that_the_probes_do_not_speak_for_are_warned_of(store, fake):
     [strict, warning] = found["audit"]["warnings"]
     assert "it is strict" in strict
     assert warning.startswith("The judge accepts 100 % of the answers, more than the ")
-    assert warning.endswith("% of the right probes: in this, they do not speak for the answers.")
+    assert warning.endswith("% of the right probes: the probes are not representative of the answers.")
 
 
 def test_a_good_judge_is_not_warned_of(store, fake):

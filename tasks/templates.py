@@ -1,7 +1,7 @@
-"""Versioned text templates rendered by a sandboxed Jinja: prompts, rewrites, rubrics.
+"""Versioned text templates of prompts, rewrites and rubrics, rendered by a sandboxed Jinja.
 
-Data goes in as values, never as template text. A shipped template is never edited: a change is a new file with the
-next version, because what was paid for belongs to the old text.
+Data is passed as values, never as template text. A shipped template is never edited: a change is a new file with the
+next version, because answers were paid for with the old text.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where examples come from: sources, their columns and tasks, and which rows are held out."""
+"""Section `data`: the sources of examples, their columns and tasks, and which rows are held out."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ ReaderName = Annotated[str, AfterValidator(_declared), Field(json_schema_extra=_
 
 
 class FieldsConfig(Section):
-    """Which column of a table holds what. Dots reach into nested columns."""
+    """The column for each part of a row. Dots reach into nested columns."""
 
     question: str = Field(default="question", description="Column with the question or instruction")
     answer: str = Field(default="answer", description="Column with the gold answer: a text, or a list of them")
-    document: str | None = Field(default=None, description="Column with the document the answer stands in")
+    document: str | None = Field(default=None, description="Column with the document that contains the answer")
     messages: str | None = Field(default=None, description="Column with a chat; replaces question and document")
     incorrect: str | None = Field(default=None, description="Column with answers known to be wrong")
     answerable: str | None = Field(default=None, description="Column that is false where the document has no answer")
@@ -48,12 +48,12 @@ class UnanswerableConfig(Section):
 
 
 class SourceConfig(Section):
-    """One place that examples come from."""
+    """A source of examples."""
 
     name: str = Field(default="data", pattern=r"^[a-z0-9][a-z0-9_-]*$", description="Short name, shown in the report")
     path: str | None = Field(
         default=None, description="File, folder, glob or s3:// of JSONL, JSON, CSV or Parquet",
-        json_schema_extra=RUNTIME,  # the content's digest stands for it, wherever it lies
+        json_schema_extra=RUNTIME,  # the digest of the content is part of the fingerprint instead
     )  # fmt: skip
     hub: str | None = Field(default=None, description="Dataset id on the Hugging Face Hub")
     hub_config: str | None = Field(default=None, description="Configuration of the Hub dataset")
@@ -85,7 +85,7 @@ class SourceConfig(Section):
 
 
 class DataConfig(Section):
-    """Where examples come from and which of them train."""
+    """The sources of examples, and which examples are held out."""
 
     sources: tuple[SourceConfig, ...] = Field(
         default=(SourceConfig(name="lab", reader="lab", task="grounded_qa"),), min_length=1, description="Datasets"

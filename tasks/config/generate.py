@@ -1,4 +1,4 @@
-"""What the base model writes: answers to the training prompts, and rewrites of gold answers."""
+"""Sections `generate` and `rewrite`: what the base model writes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which answers are acceptable: the rules, the panel of language models and its audit, what a refusal looks like."""
+"""Sections `judge` and `abstention`: the rules, the panel of language models, its audit, and refusals."""
 
 from __future__ import annotations
 
@@ -14,17 +14,21 @@ class JudgeModelConfig(Section):
     """One judge of the panel."""
 
     model: ModelConfig = Field(
-        title="Judge model", description="Judges. On a server elsewhere, `base` may be a name that only it knows"
+        title="Judge model",
+        description="The judge. On a remote server, `base` may be a name that only the server knows",
     )
-    engine: EngineConfig | None = Field(default=None, description="What runs it; null: the recipe's engine")
+    engine: EngineConfig | None = Field(default=None, description="Engine of this judge; null: the recipe's engine")
 
 
 class AuditConfig(Section):
-    """Probes of known truth that the LLM judges along with the answers: what its `accept` is worth."""
+    """Probes of known truth, which the LLM judges along with the answers. They measure how precise its accept is."""
 
     n_probes: int = Field(default=200, ge=0, description="Probes, half of them acceptable; 0: no audit")
     min_precision: float | None = Field(
-        default=None, gt=0, le=1, description="Least share of right ones among the accepted probes; null: only shown"
+        default=None,
+        gt=0,
+        le=1,
+        description="Least share of acceptable ones among the accepted probes; null: only shown",
     )
     below: Literal["stop", "gold"] = Field(
         default="stop",
@@ -55,7 +59,9 @@ class LlmJudgeConfig(Section):
     reasoning: bool = Field(default=False, description="Let a judge reason before its verdict")
     max_reasoning_tokens: int = Field(default=512, gt=0, description="Longest reasoning")
     repeats: int = Field(default=1, gt=0, description="Times each judge is asked; more than one needs a temperature")
-    temperature: float = Field(default=0.0, ge=0, description="Of the reasoning, or of a verdict in free text")
+    temperature: float = Field(
+        default=0.0, ge=0, description="Temperature of the reasoning, or of a verdict in free text"
+    )
     combine: Literal["mean", "majority"] = Field(
         default="mean", description="Several opinions: the mean of their probabilities, or the majority of verdicts"
     )
@@ -65,11 +71,11 @@ class LlmJudgeConfig(Section):
         default=0.05, ge=0, le=1, description="The step fails when the LLM leaves more than this of its rows undecided",
         json_schema_extra=RUNTIME,
     )  # fmt: skip
-    audit: AuditConfig = Field(default=AuditConfig(), title="Audit", description="What the verdicts are worth")
+    audit: AuditConfig = Field(default=AuditConfig(), title="Audit", description="Measures the verdicts on probes")
 
     @property
     def n_opinions(self) -> int:
-        """Verdicts on each answer."""
+        """Number of verdicts on each answer."""
         return len(self.judges) * self.repeats
 
     @model_validator(mode="after")
@@ -78,11 +84,11 @@ class LlmJudgeConfig(Section):
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} has no effect {why}. Remove it.")
         if any(judge in self.judges[:i] for i, judge in enumerate(self.judges)):
-            raise ValueError("two judges are the same and would say the same. For several samples, set repeats.")
+            raise ValueError("two judges are the same and would reply the same. For several samples, set repeats.")
         return self
 
     def _unread(self) -> dict[str, str]:
-        """Fields that nothing reads, with the reason."""
+        """Fields without effect, with the reason."""
         unread: dict[str, str] = {}
         if not self.reasoning:
             unread["max_reasoning_tokens"] = "without reasoning"
@@ -91,7 +97,7 @@ class LlmJudgeConfig(Section):
         if self.verdict_by == "text" and (self.n_opinions == 1 or self.combine == "majority"):
             unread["threshold"] = "where verdicts are read from text"
         if self.temperature == 0:
-            unread["repeats"] = "with temperature 0: each would say the same"
+            unread["repeats"] = "with temperature 0: each reply would be the same"
             unread["seed"] = "with temperature 0"
         if self.verdict_by == "choice" and not self.reasoning:
             unread["temperature"] = "where probabilities are read and nothing is sampled"
@@ -105,12 +111,14 @@ class JudgeConfig(Section):
         default=True,
         description="Accept an answer that contains a gold answer, without a known wrong one or a negation beside it",
     )
-    max_extra_words: int = Field(default=40, ge=0, description="Longest answer, in words beyond the gold, that may")
+    max_extra_words: int = Field(
+        default=40, ge=0, description="Most words beyond the gold in an answer that contains_gold accepts"
+    )
     min_token_recall: float | None = Field(
         default=None, gt=0, le=1, description="Accept at this token recall of a gold answer; null: leave undecided"
     )
     undecided: Literal["unjudged", "reject"] = Field(
-        default="unjudged", description="What becomes of an answer that no rule decides, without an LLM"
+        default="unjudged", description="Verdict on an answer that no rule decides, without an LLM"
     )
     llm: LlmJudgeConfig | None = Field(
         default=None, title="LLM", description="Judges what no rule decides; null: rules alone"
@@ -124,7 +132,7 @@ class JudgeConfig(Section):
 
 
 class AbstentionConfig(Section):
-    """What a refusal looks like, to the judge and to the metrics alike."""
+    """What counts as a refusal, for the judge and for the metrics."""
 
     phrases: tuple[str, ...] = Field(
         default=(

@@ -1,6 +1,6 @@
-"""Files, S3, the Hub or the lab -> examples: one table whatever the source looks like.
+"""Files, S3, the Hub or the lab -> the table of examples, whatever the source looks like.
 
-Read `step.py` first: it is the whole step in order. Not covered: anything a model says about an example.
+`step.py` is the whole step in order. The formats of datasets are in `tasks.readers`.
 """
 
 from tasks.ingest.step import ingest

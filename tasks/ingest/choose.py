@@ -1,7 +1,7 @@
-"""Which rendered rows become examples: duplicates, limits, and prompts that stand in a test split.
+"""Decides which rendered rows become examples: drops duplicates, rows over a limit, and test prompts from training.
 
-Decided by content hashes over narrow columns, then laid beside the wide ones; so neither the order of rows nor
-their number matters.
+Decisions follow from content hashes, so the order of rows does not matter. They are made over narrow columns and joined
+with the wide ones afterwards, so memory does not grow with the number of rows.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from tasks.tables.spool import Row, rows_of, sorted_rows, spool, spooled
 RENDERED = pa.schema(
     [(field.name, field.type) for field in EXAMPLES]
     + [
-        ("row", pa.int64()),  # puts decisions back into the order of the rows; none depends on it
+        ("row", pa.int64()),  # restores the order of the rows; no decision depends on it
         ("source_index", pa.int32()),
-        ("row_limit", pa.int64()),  # of the source; null: none
+        ("row_limit", pa.int64()),  # the limit of the source; null: none
         ("prompt_hash", pa.string()),
         ("row_hash", pa.string()),
     ]
@@ -29,8 +29,8 @@ RENDERED = pa.schema(
 _DECIDED = pa.schema([("row", pa.int64()), ("reason", pa.string())])
 _DECISIONS = 16_384
 
-# Each stage looks only at the rows that the stages before it kept. "test" sorts before "train": of two copies the one
-# held out stays.
+# Each stage sees only the rows that the earlier stages kept. "test" sorts before "train", so of two copies the one in
+# the test split stays.
 _DECIDE = """
     WITH copies AS (
         SELECT "row", source_index, row_limit, example_id, prompt_hash, split, row_number() OVER (
@@ -58,7 +58,7 @@ _DECIDE = """
 
 
 def decide(rendered: Path, folder: Path) -> Path:
-    """Decide on every row: a file of reasons to drop it, null to keep it, in the order of the rows."""
+    """Write a file with the reason to drop each row, in the order of the rows; null keeps the row."""
     decided = folder / "decided.parquet"
     with query(_DECIDE, {"rendered": rendered}, spill=folder) as reader:
         spool(rows_of(reader), decided, _DECIDED, batch_rows=_DECISIONS)
@@ -66,7 +66,7 @@ def decide(rendered: Path, folder: Path) -> Path:
 
 
 def chosen(rendered: Path, decided: Path, folder: Path, dropped: Counter[str]) -> Iterator[Row]:
-    """The rows that are kept, in example_id order; the others are counted in `dropped`."""
+    """The kept rows in the order of example_id. The others are counted in `dropped` by reason."""
     yield from sorted_rows(_kept(rendered, decided, dropped), folder / "chosen", EXAMPLES, key="example_id")
 
 

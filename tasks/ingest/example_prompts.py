@@ -1,4 +1,4 @@
-"""The prompt of an example, from a template: see `tasks.templates`.
+"""The prompt of an example, rendered from a template; see `tasks.templates`.
 
 A template sees `question`, `document` (null where there is none), `history` (earlier turns of a dialogue, with role and
 content) and `refusal` (the gold answer of an unanswerable question).

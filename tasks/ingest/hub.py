@@ -10,7 +10,7 @@ from tasks.readers import RawRecord
 
 
 def revision_digest(source: SourceConfig, *, key: str) -> str:
-    """The commit that the dataset's revision stands for; offline, the revision as the recipe pins it.
+    """The commit of the dataset's revision; offline, the revision that the recipe pins.
 
     Raises:
         DataError: The dataset cannot be found, or it is not pinned and the Hub is offline.
@@ -20,17 +20,17 @@ def revision_digest(source: SourceConfig, *, key: str) -> str:
     if constants.HF_HUB_OFFLINE:
         if source.revision is None:
             raise DataError(
-                f"{source.hub}: HF_HUB_OFFLINE is set and no revision pins it. Set {key}.revision to a commit."
+                f"{source.hub}: HF_HUB_OFFLINE is set, and the dataset is not pinned. Set {key}.revision to a commit."
             )
         return source.revision
     try:
         return str(HfApi().dataset_info(str(source.hub), revision=source.revision).sha)
-    except Exception as error:  # the client raises its own, the HTTP library's and OS errors; all mean the same
+    except Exception as error:  # the client raises errors of its own, of the HTTP library and of the OS
         raise _unusable(source, key, error) from error
 
 
 def hub_records(source: SourceConfig, revision: str, *, key: str) -> Iterator[RawRecord]:
-    """The rows of one split at a revision; offline, from the local cache of `datasets`.
+    """The rows of one split at a revision. Offline, they come from the local cache of `datasets`.
 
     Raises:
         DataError: The dataset, its configuration or its split cannot be read.
@@ -45,7 +45,7 @@ def hub_records(source: SourceConfig, revision: str, *, key: str) -> Iterator[Ra
         )  # fmt: skip
         for number, row in enumerate(rows, 1):
             yield RawRecord(f"{source.hub}[{source.hub_split}]", f"row {number}", row)
-    except Exception as error:  # as above
+    except Exception as error:  # as in `revision_digest`
         raise _unusable(source, key, error) from error
 
 

@@ -1,4 +1,4 @@
-"""A source of the recipe: what it asks for, whether it is consistent, its content digest, and its raw examples."""
+"""A source of the recipe: checks that its settings fit together, digests its content, and yields its raw examples."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Source(NamedTuple):
     """A source that has been checked.
 
     Attributes:
-        key: Where it stands in the recipe, e.g. `data.sources.0`.
+        key: Its place in the recipe, e.g. `data.sources.0`.
         task: The task of its rows.
     """
 
@@ -34,7 +34,7 @@ class Source(NamedTuple):
 
     @property
     def shown(self) -> str:
-        """What a message calls it."""
+        """How messages name the source."""
         return str(self.config.path or self.config.hub or self.reader.name)
 
 
@@ -54,7 +54,7 @@ def sources_of(config: DataConfig) -> list[Source]:
 
 
 def _problems(source: SourceConfig, reader: Reader) -> Iterator[tuple[str, str]]:
-    """Each setting that has no effect or contradicts another, and what to do."""
+    """Each setting that has no effect or contradicts another, with what to do about it."""
     task = reader.task or source.task
     if source.task not in ("open", task):  # open is the default of a source
         yield "task", f"reader {reader.name} makes {task} rows, not {source.task}. Remove `task`."
@@ -91,10 +91,10 @@ def _origin_problems(source: SourceConfig, reader: Reader) -> Iterator[tuple[str
 
 
 def source_digest(source: Source) -> dict[str, Any]:  # Any: JSON values
-    """Digests of all that enters from outside through a source: bytes or revision, and the prompt template.
+    """Digests of what a source reads from outside: its bytes or revision, and its prompt template.
 
     Raises:
-        DataError: Something is not there.
+        DataError: A file, dataset or template cannot be found.
     """
     config = source.config
     found: dict[str, Any] = {"prompt": None}
@@ -111,13 +111,13 @@ def source_digest(source: Source) -> dict[str, Any]:  # Any: JSON values
 
 
 def _content(source: Source, setting: Literal["path", "documents"]) -> list[list[str]]:
-    """What is in the files; of their names only the endings count, which say how to read them."""
+    """Digests of the files. Only the suffixes of their names count, because they decide how a file is read."""
     files = _files(source, setting)
     return sorted([*PurePosixPath(file.name).suffixes, content_digest(file)] for file in files)
 
 
 def raw_examples(source: Source, config: DataConfig) -> Iterator[RawExample | Dropped]:
-    """Everything in a source, in the order in which it stands there."""
+    """All examples of a source, in its order, and the rows that its reader leaves out."""
     return source.reader.read(
         ReaderInput(
             source.key, _records(source), _from_files(source, "documents"), source.config.fields.model_dump(),
@@ -135,7 +135,7 @@ def _records(source: Source) -> Iterator[RawRecord]:
 
 
 def _from_files(source: Source, setting: Literal["path", "documents"]) -> Iterator[RawRecord]:
-    """The records of the files that a setting names, one after another; none where it is not set."""
+    """The records of the files that a setting names, in order; none where it is not set."""
     for file in _files(source, setting):
         yield from records(file)
 

@@ -1,4 +1,4 @@
-"""The ingest step: every source read, filtered, rendered, split, and put into one table."""
+"""The ingest step: reads every source, filters, renders and splits its rows, and writes one table of examples."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def _outside(*, config: DataConfig) -> dict[str, Any]:  # Any: JSON values
 
 @step(version=3, outside=_outside)
 def ingest(ctx: Context, *, config: DataConfig) -> None:
-    """Read the sources; writes `examples.parquet`.
+    """Read the sources. Writes `examples.parquet`.
 
     Raises:
         DataError: A source cannot be read, or nothing is left to train on.
     """
     intake = _Intake(ctx, config)
-    # In the staging folder, which belongs to this process alone: another worker may be making the same artifact.
+    # The staging folder belongs to this process alone. Another worker may be making the same artifact.
     with TemporaryDirectory(dir=ctx.out, prefix=".ingest-") as name:
         folder = Path(name)
         rendered = folder / "rendered.parquet"
@@ -62,7 +62,7 @@ def ingest(ctx: Context, *, config: DataConfig) -> None:
 
 
 def _require_unchanged(ctx: Context, config: DataConfig) -> None:
-    """Refuse what was read if it is not what the fingerprint was made of."""
+    """Raise DataError where the sources changed after the fingerprint was computed."""
     if ingest.plan(config=config).ref != ctx.ref:
         raise DataError(
             "data: the files or the revision changed after the run was planned. Run the same command again."
@@ -70,7 +70,7 @@ def _require_unchanged(ctx: Context, config: DataConfig) -> None:
 
 
 def _write(ctx: Context, rows: Iterator[Row]) -> Counter[str]:
-    """Write the table; rows by split and by source, and how many of them are unanswerable."""
+    """Write the table. Returns counts of rows by split and by source, and of unanswerable ones."""
     kept: Counter[str] = Counter({"rows.train": 0, "rows.test": 0, "unanswerable": 0})
     with schema.TableWriter(ctx.out / "examples.parquet", schema.EXAMPLES) as writer:
         while batch := list(islice(rows, _WRITE_ROWS)):
@@ -95,7 +95,7 @@ def _require_rows(kept: Mapping[str, int], dropped: Mapping[str, int]) -> None:
 
 
 class _Intake:
-    """Reads all sources once and keeps account of what is dropped on the way."""
+    """Reads all sources once and counts the rows that are dropped."""
 
     def __init__(self, ctx: Context, config: DataConfig) -> None:
         self.n_rows = 0
@@ -105,7 +105,7 @@ class _Intake:
         self._ctx, self._config = ctx, config
 
     def rendered(self, folder: Path) -> Iterator[Row]:
-        """Rows of `RENDERED`, in no order that matters."""
+        """Rows of `RENDERED`. Their order does not matter."""
         for index, source in enumerate(sources_of(self._config)):
             examples = self._usable(source)
             if making := source.config.unanswerable:
@@ -117,7 +117,7 @@ class _Intake:
             yield from self._with_prompts(source, index, examples)
 
     def _usable(self, source: Source) -> Iterator[RawExample]:
-        """A source's examples that have all that their task needs."""
+        """The examples of a source that have all that their task needs. The others are counted."""
         n_before = self.n_rows
         for found in raw_examples(source, self._config):
             self.n_rows += 1
@@ -130,7 +130,7 @@ class _Intake:
                 yield settled
         n_read = self.n_rows - n_before
         if not n_read:
-            raise DataError(f"{source.shown}: empty, there is no row in it. Check {source.key}.")
+            raise DataError(f"{source.shown}: there is no row in it. Check {source.key}.")
         logger.info("ingest: %s: %s rows read from %s", source.config.name, f"{n_read:,}", source.shown)
 
     def _with_prompts(self, source: Source, index: int, examples: Iterator[RawExample]) -> Iterator[Row]:
@@ -154,7 +154,7 @@ class _Intake:
 
 
 def _settled(raw: RawExample, source: Source, refusal: str) -> RawExample | Dropped:
-    """The example with golds and answerability as its task has them, or why it cannot be used."""
+    """The example with the golds and answerability that its task requires, or the reason to drop it."""
     grounded = source.task == "grounded_qa"
     answerable = (raw.answerable is not False) if grounded else None
     golds = [refusal] if answerable is False else _distinct(raw.golds)
@@ -162,7 +162,7 @@ def _settled(raw: RawExample, source: Source, refusal: str) -> RawExample | Drop
         return Dropped("no_question")
     if not golds:
         return Dropped("no_gold")
-    # No answer could ever match such golds: every model would score 0 on them.
+    # No answer can match such golds: every model would score 0 on them.
     if source.task == "multiple_choice" and not any(map(gold_letter, golds)):
         return Dropped("gold_without_letter")
     if source.task == "number" and all(final_number(gold) is None for gold in golds):
@@ -202,7 +202,7 @@ def _dialogue(raw: RawExample) -> list[Message] | None:
 
 
 def _split(source: Source, messages: list[Message], test_share: float) -> str:
-    """By the prompt alone: a prompt with two golds must not stand on both sides."""
+    """The split, by a hash of the prompt alone: a prompt with two golds must not be in both splits."""
     if source.config.domain == "out":
         return "test"
     if source.config.split != "auto":

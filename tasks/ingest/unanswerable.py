@@ -1,8 +1,8 @@
-"""Unanswerable questions for a dataset without any: a question beside a document that does not hold its answer.
+"""Makes unanswerable questions for a dataset without any: a question beside a document without its answer.
 
-Which rows, and which documents, follows from hashes of their content and the seed, never from their order: documents
-stand on a ring by hash, and a question takes the first fitting ones after its own hash (consistent hashing). So adding
-a document changes only the questions next to it on the ring, and memory holds one window of the ring.
+Which rows and documents are used follows from hashes of their content and from the seed, never from their order.
+Documents stand on a ring by hash, and a question takes the first fitting document after its own hash (consistent
+hashing). Adding a document therefore changes only the questions next to it, and memory holds one window of the ring.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tasks.readers import RawExample
 from tasks.tables.schema import EXAMPLES
 from tasks.tables.spool import Row, sorted_rows, spool, spooled
 
-TRIES = 16  # documents looked at for one question
+TRIES = 16  # how many documents are tried for one question
 
 _TEXTS, _CHAT = EXAMPLES.field("golds").type, EXAMPLES.field("messages").type
 _LISTS = {"golds": _TEXTS, "incorrect": _TEXTS, "messages": _CHAT, "history": _CHAT, "answerable": pa.bool_()}
@@ -44,15 +44,15 @@ class _Document(NamedTuple):
 def with_unanswerable(
     examples: Iterable[RawExample], config: UnanswerableConfig, *, refusal: str, folder: Path, counts: Counter[str]
 ) -> Iterator[RawExample]:
-    """The same examples, some of them beside another document and with the refusal as gold.
+    """The same examples, of which some get another document and the refusal as gold.
 
-    Each answerable row is drawn by itself, so the share is met in expectation. Unanswerable rows that the dataset has
-    count towards it.
+    Each answerable row is drawn independently, so the share is met in expectation. Unanswerable rows of the dataset
+    count towards the share.
 
     Args:
-        examples: Every one with a document.
-        folder: For what is spooled; must be empty.
-        counts: `unanswerable_built`, and `unanswerable_not_built` where no document near by fits, are added to it.
+        examples: Each must have a document.
+        folder: An empty folder for temporary files.
+        counts: Receives `unanswerable_built`, and `unanswerable_not_built` where no nearby document fits.
     """
     tally: Counter[str] = Counter()
     raw = folder / "raw.parquet"
@@ -87,13 +87,13 @@ def _drawn(examples: Iterable[RawExample], seed: int, tally: Counter[str]) -> It
 
 
 def _chance(share: float, tally: Counter[str]) -> float:
-    """How likely an answerable row must be picked, so that `share` of all rows end up unanswerable."""
+    """The probability of picking an answerable row with which `share` of all rows become unanswerable."""
     has = tally["unanswerable"] / tally["rows"] if tally["rows"] else 1.0
     return max(0.0, (share - has) / (1 - has)) if has < 1 else 0.0
 
 
 def _ring(rows: Iterable[Row]) -> Iterator[_Document]:
-    """Distinct documents by position, then the first ones again behind the last position."""
+    """Distinct documents by position, then the first ones again after the last position."""
     first: list[_Document] = []
     for position, copies in groupby(rows, key=itemgetter("position")):
         text, groups = None, set()
@@ -108,7 +108,7 @@ def _ring(rows: Iterable[Row]) -> Iterator[_Document]:
 
 
 def _along_the_ring(picked: Iterable[Row], ring: Iterator[_Document]) -> Iterator[tuple[Row, Iterable[_Document]]]:
-    """Each picked row with the documents that follow it on the ring; both come sorted."""
+    """Each picked row with the documents that follow it on the ring. Both inputs are sorted."""
     window: deque[_Document] = deque()
     for row in picked:
         while window and window[0].position < row["ring"]:
@@ -120,7 +120,7 @@ def _along_the_ring(picked: Iterable[Row], ring: Iterator[_Document]) -> Iterato
 
 
 def _fitting(example: RawExample, window: Iterable[_Document]) -> str | None:
-    """The first document without a gold answer, of another group if there is one."""
+    """The first document without a gold answer; one of another group is preferred."""
     golds = [normalise(gold) for gold in example.golds]
     fits = [d for d in window if d.text != example.document and not any(gold in d.words for gold in golds)]
     if not fits:

@@ -1,4 +1,4 @@
-"""Finding and opening data files: a local file, a folder, a glob, or the same on S3 through fsspec."""
+"""Finds and opens data files: a local file, a folder, a glob, or the same on S3 through fsspec."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class DataFile(NamedTuple):
     """One file.
 
     Attributes:
-        path: As a person would write it.
-        name: As `fs` knows it.
+        path: How messages name it.
+        name: Its name in `fs`.
     """
 
     path: str
@@ -32,23 +32,23 @@ class DataFile(NamedTuple):
 
     @property
     def suffix(self) -> str:
-        """The format, e.g. `.jsonl`, whether or not the file is compressed."""
+        """The suffix of its format, e.g. `.jsonl`, without that of compression."""
         return Path(self.name.removesuffix(".gz")).suffix.lower()
 
 
 def find_files(path: str, *, key: str) -> list[DataFile]:
-    """The files that a path stands for, sorted by name; of a folder, those of a known format.
+    """The files of a path, sorted by name. In a folder, only those of a known format.
 
     Args:
-        key: Where the path stands in the recipe, for the message.
+        key: The setting that names the path, for the message.
 
     Raises:
-        DataError: There are none, or the place cannot be listed.
+        DataError: There is no file, or the path cannot be listed.
     """
     try:
         fs, root = fsspec.core.url_to_fs(path, use_listings_cache=False)
         names = _names(fs, root)
-    except Exception as error:  # any failure of any file system means the same: there is nothing to read
+    except Exception as error:  # whatever a file system raises, there is nothing to read
         raise DataError(f"{path}: cannot be listed: {type(error).__name__}: {error}. {_NEXT}") from error
     if not names:
         raise DataError(
@@ -80,7 +80,7 @@ def _why_none(fs: fsspec.AbstractFileSystem, root: str) -> str:
 
 
 def content_digest(file: DataFile) -> str:
-    """What changes when the bytes change: sha256 of a local file; size and ETag (or checksum) of a remote one."""
+    """A digest that changes with the bytes: sha256 of a local file, size and ETag (or checksum) of a remote one."""
     try:
         if isinstance(file.fs, LocalFileSystem):
             return file_digest(Path(file.name))
@@ -92,7 +92,7 @@ def content_digest(file: DataFile) -> str:
 
 @contextmanager
 def opened(file: DataFile) -> Iterator[BinaryIO]:
-    """The bytes of a file, decompressed if its name ends in .gz; failures while reading become DataErrors."""
+    """The bytes of a file, decompressed if its name ends in .gz. Failures to read are raised as DataError."""
     compression = "gzip" if file.name.endswith(".gz") else None
     try:
         with file.fs.open(file.name, "rb", compression=compression) as stream:

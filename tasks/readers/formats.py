@@ -1,4 +1,4 @@
-"""JSONL, JSON, CSV and Parquet as a stream of records; a JSON array is decoded an item at a time.
+"""Decodes JSONL, JSON, CSV and Parquet into a stream of records. A JSON array is decoded item by item.
 
 A `.json` file may be an array, an object whose `data` is an array (SQuAD), or objects one after another.
 """
@@ -20,7 +20,7 @@ from tasks.readers.registry import RawRecord
 
 _BATCH_ROWS = 512
 _CHUNK = 1 << 16
-_LONGEST_TOKEN = 16  # a decoder error this close to the end of the text may be a token cut in two
+_LONGEST_TOKEN = 16  # an error this close to the end of the text may be a token that is not read whole yet
 _LONGEST_CELL = 1 << 27
 
 
@@ -28,7 +28,7 @@ def records(file: DataFile) -> Iterator[RawRecord]:
     """The records of a file in order.
 
     Raises:
-        DataError: The format is unknown, or the content is not what the name says; with the line.
+        DataError: The format is unknown, or the content does not match it; the message names the line.
     """
     read = _READ.get(file.suffix)
     if read is None:
@@ -93,7 +93,7 @@ def _json(stream: BinaryIO, path: str) -> Iterator[RawRecord]:
 
 
 def _object(text: _JsonText, path: str) -> Iterator[RawRecord]:
-    """An object: its `data` a record an item, or, without an array of that name, the object itself."""
+    """The records of an object: the items of its array `data`, or without such an array the object itself."""
     place, members, has_data = text.place, {}, False
     text.take("{")
     while text.peek() != "}":
@@ -120,7 +120,7 @@ def _items(text: _JsonText, path: str) -> Iterator[RawRecord]:
 
 
 class _JsonText:
-    """JSON values one after another from a stream, holding no more text than the value being decoded."""
+    """Decodes JSON values one after another from a stream. Memory holds the text of one value at a time."""
 
     def __init__(self, stream: BinaryIO, path: str) -> None:
         self._stream = io.TextIOWrapper(stream, "utf-8-sig")
@@ -130,13 +130,14 @@ class _JsonText:
 
     @property
     def place(self) -> str:
+        """The current line, for messages."""
         return self._place(self._at)
 
     def _place(self, at: int) -> str:
         return f"line {self._lines_before + self._text.count(chr(10), 0, at) + 1}"
 
     def peek(self) -> str:
-        """The next character that is not white space; empty at the end."""
+        """The next character that is not white space; empty at the end of the file."""
         while True:
             while self._at < len(self._text):
                 if not self._text[self._at].isspace():
@@ -146,18 +147,20 @@ class _JsonText:
                 return ""
 
     def take(self, character: str) -> None:
+        """Skip this character; raises DataError where another one follows."""
         if (found := self.peek()) != character:
             raise self._broken(f"expected {character!r}, found {found or 'the end of the file'!r}", self._at)
         self._at += 1
 
     def separate(self, closing: str) -> None:
-        """Step over the comma after a member or an item, unless the closing bracket follows."""
+        """Skip the comma after a member or an item, unless the closing bracket follows."""
         if self.peek() != closing:
             self.take(",")
             if self.peek() == closing:
                 raise self._broken(f"expected a value after ',', found {closing!r}", self._at)
 
     def value(self) -> Any:  # Any: a JSON value
+        """Decode the next value; raises DataError where it is not JSON."""
         self.peek()
         while True:
             try:
@@ -170,7 +173,7 @@ class _JsonText:
             except RecursionError as error:
                 raise self._broken("nested too deeply", self._at) from error
             if end == len(self._text) and self._read_more():
-                continue  # a number may go on
+                continue  # the number may have more digits
             self._at = end
             return value
 
@@ -178,7 +181,7 @@ class _JsonText:
         self._lines_before += self._text.count("\n", 0, self._at)
         self._text, self._at = self._text[self._at :], 0
         try:
-            # As much again, so that decoding a long value from the start each time stays linear in its length.
+            # The text doubles each time, so decoding a long value again from its start stays linear in its length.
             more = self._stream.read(max(_CHUNK, len(self._text)))
         except UnicodeDecodeError as error:
             raise _not_utf8(self._path, self._lines_before + self._text.count("\n") + 1) from error

@@ -1,8 +1,8 @@
-"""MultiDoc2Dial: one example per agent turn that refers to a document.
+"""MultiDoc2Dial: one example per turn of the agent that refers to a document.
 
 Dialogues: `{"dial_data": {domain: [{"turns": [{"role", "utterance", "references": [{"doc_id", ...}]}]}]}}`.
-Documents: `{"doc_data": {domain: {doc_id: {"doc_text", ...}}}}`; all of them are held in memory (488 in the full set).
-Not covered: Doc2Dial's older layout, and narrowing a document down to the referenced spans.
+Documents: `{"doc_data": {domain: {doc_id: {"doc_text", ...}}}}`; all are held in memory (488 in the full set).
+Not covered: the older layout of Doc2Dial, and cutting a document down to the referenced spans.
 """
 
 from __future__ import annotations

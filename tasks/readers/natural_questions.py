@@ -38,9 +38,9 @@ def _nq_flat(record: RawRecord) -> RawExample:
 
 
 def _nq_simplified(record: RawRecord) -> RawExample | Dropped:
-    """The document is the annotated passage; without one, a passage of the page drawn by the question's text.
+    """The document is the annotated passage. Without one, it is a passage of the page, drawn by the question's text.
 
-    As in the official scoring, of five annotators two must have found an answer; fewer is a disagreement.
+    As in the official scoring, two of five annotators must have found an answer. Else they disagree.
     """
     question = text_member(record.value, "question_text", record, of=_NQ)
     tokens = text_member(record.value, "document_text", record, of=_NQ).split(" ")
@@ -58,7 +58,7 @@ def _nq_simplified(record: RawRecord) -> RawExample | Dropped:
 
 def _nq_golds(annotation: Any, tokens: list[str], start: int, end: int, record: RawRecord) -> list[str]:  # Any: JSON
     if (_span(annotation, "long_answer", record)) != (start, end):
-        return []  # an answer in another passage is none in this document
+        return []  # this document does not contain an answer from another passage
     shorts = member(annotation, "short_answers", record, list, of=_NQ)
     golds = [_words(tokens, span) for span in (_bounds(short, record) for short in shorts) if span]
     verdict = (as_text(annotation.get("yes_no_answer"), record, "yes_no_answer") or "").lower()
@@ -82,6 +82,6 @@ def _bounds(span: Any, record: RawRecord) -> tuple[int, int] | None:  # Any: a J
 
 
 def _words(tokens: list[str], span: tuple[int, int]) -> str:
-    """The words of a span, without the page's HTML tags, which are tokens of their own."""
+    """The words of a span without HTML tags, which are separate tokens."""
     inside = tokens[span[0] : span[1]]
     return " ".join(token for token in inside if token and not (token.startswith("<") and token.endswith(">")))

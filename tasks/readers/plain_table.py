@@ -1,4 +1,4 @@
-"""Plain tables: columns named in the recipe -> raw examples."""
+"""Plain tables: rows with the columns that the recipe names."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Columns = Mapping[str, str | None]
     settings=("path", "hub", "fields"),
 )  # fmt: skip
 def rows(source: ReaderInput) -> Iterator[RawExample | Dropped]:
-    """One example a record.
+    """One example per record.
 
     Raises:
         DataError: The first record of a file lacks a mapped column, or a value is of the wrong type. A column that
-            only later records lack counts as null there, as JSONL leaves nulls out.
+            only a later record lacks is null there, because JSONL may leave nulls out.
     """
     path = None
     for record in source.records:
@@ -41,7 +41,7 @@ def _check_columns(record: RawRecord, source: ReaderInput) -> None:
     is_chat = source.columns["messages"] is not None
     answerable = as_bool(*_value(record, source.columns["answerable"]))
     for field, column in source.columns.items():
-        # A chat replaces the question and may bring its answer; an unanswerable row needs none.
+        # A chat replaces the question and may contain the answer; an unanswerable row needs no answer.
         optional = field in ("question", "answer") if is_chat else field == "answer" and answerable is False
         if column is not None and not optional and _find(record.value, column) is _ABSENT:
             found = ", ".join(map(str, record.value))
@@ -75,13 +75,13 @@ def _last_user_text(messages: list[Message], record: RawRecord) -> str:
 
 
 def _value(record: RawRecord, column: str | None) -> tuple[Any, RawRecord, str]:  # Any: a JSON value
-    """The value of a column, null where there is none, and what a message needs to say where it stands."""
+    """The value of a column, null where it is absent, with its record and name: arguments of `as_text`."""
     value = None if column is None else _find(record.value, column)
     return None if value is _ABSENT else value, record, column or ""
 
 
 def _find(value: Any, column: str) -> Any:  # Any: JSON values
-    """The value of a column; a name with dots is looked up as it is first, then a part at a time."""
+    """The value of a column. A name with dots is looked up whole first, then part by part."""
     if isinstance(value, dict) and column in value:
         return value[column]
     first, dot, rest = column.partition(".")

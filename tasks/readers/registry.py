@@ -14,10 +14,10 @@ Message = dict[str, str]  # role, content
 
 
 class RawRecord(NamedTuple):
-    """One row or JSON item as it was found.
+    """One row or JSON item, not checked yet.
 
     Attributes:
-        place: Where in the file, e.g. `line 12`.
+        place: Its place in the file, e.g. `line 12`.
     """
 
     path: str
@@ -34,12 +34,12 @@ class RawExample(NamedTuple):
     """An example before it has a prompt.
 
     Attributes:
-        messages: A chat to keep as it is; None: the prompt is rendered from a template.
-        golds: As the dataset gives them; the refusal takes their place where `answerable` is false.
+        messages: A chat that is used as it is; None: the prompt is rendered from a template.
+        golds: As in the dataset; the refusal replaces them where `answerable` is false.
         answerable: None: the dataset does not say. Only rows of task grounded_qa keep it.
-        group: What the row belongs to; None: it stands alone.
+        group: What the row belongs to, such as its document; None: it belongs to nothing.
         history: Turns of a dialogue up to the answer, for the template.
-        source, split, domain: Given by the row itself (lab only); None: by the recipe.
+        source, split, domain: Set by the row itself (lab only); None: set by the recipe.
     """
 
     question: str

@@ -1,4 +1,4 @@
-"""Single values out of untrusted rows, with errors that say where they stand."""
+"""Reads single values of untrusted rows; an error names the file, the place and the value."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _ROLES = ("system", "user", "assistant")
 
 
 def as_text(value: Any, record: RawRecord, name: str) -> str | None:  # Any: a JSON value
-    """A text, or a number written as one; None for null and NaN.
+    """A text, or a number as a text; None for null and NaN.
 
     Raises:
-        DataError: It is something else, or holds half of a surrogate pair, which no UTF-8 file can.
+        DataError: It is something else, or contains half of a surrogate pair, which UTF-8 cannot encode.
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
@@ -35,7 +35,7 @@ def as_text(value: Any, record: RawRecord, name: str) -> str | None:  # Any: a J
 
 
 def as_texts(value: Any, record: RawRecord, name: str) -> list[str]:  # Any: a JSON value
-    """A text, a list of them, or SQuAD's `{"text": [...]}`; distinct, in order, without blank ones."""
+    """The texts in a text, a list of texts, or SQuAD's `{"text": [...]}`: stripped, distinct, without blank ones."""
     if isinstance(value, dict) and "text" in value:
         value = value["text"]
     if isinstance(value, dict):
@@ -52,7 +52,7 @@ def as_list(value: Any, record: RawRecord, name: str) -> list[Any]:  # Any: JSON
 
 
 def as_bool(value: Any, record: RawRecord, name: str) -> bool | None:  # Any: a JSON value
-    """A truth value, also as 0/1 or in words as CSV has them; None for null and empty."""
+    """A truth value, which may be 0, 1 or a word as in CSV; None for null and empty."""
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         return None
     word = str(value).strip().lower()

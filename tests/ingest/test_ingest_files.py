@@ -92,9 +92,9 @@ def test_a_path_without_files_fails_while_planning(tmp_path, path, message):
         ("a.jsonl.gz", b"no gzip", "cannot be read"),
         ("a.jsonl.gz", gzip.compress(LINES, mtime=0)[:-12], "cannot be read"),
         ("a.xlsx", b"x", "unknown format '.xlsx'"),
-        ("a.jsonl", b"", "empty, there is no row in it"),
-        ("a.json", b"[]", "empty, there is no row in it"),
-        ("a.csv", b"question,answer\n", "empty, there is no row in it"),
+        ("a.jsonl", b"", "there is no row in it"),
+        ("a.json", b"[]", "there is no row in it"),
+        ("a.csv", b"question,answer\n", "there is no row in it"),
     ],
 )
 def test_a_broken_file_is_refused_with_its_path_and_place(run, write, name, content, message):

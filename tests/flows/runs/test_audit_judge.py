@@ -48,7 +48,7 @@ def test_agreement_with_labels_is_shown_and_given_as_json(tmp_path: Path) -> Non
     ("rows", "message"),
     [
         ([{**LABELS[0], "label": "fine"}], "label is 'fine'"),
-        ([{k: v for k, v in LABELS[0].items() if k != "candidate"}], "no column 'candidate'"),
+        ([{k: v for k, v in LABELS[0].items() if k != "candidate"}], "no value in column 'candidate'"),
         ([], "no row"),
     ],
 )

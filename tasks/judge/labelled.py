@@ -94,7 +94,7 @@ def _labelled(record: RawRecord) -> LabelledAnswer:
     missing = [name for name in _REQUIRED if row.get(name) is None] + ([] if golds else ["gold"])
     if missing:
         found = ", ".join(row) or "none"
-        raise DataError(f"{where}: no value in column {missing[0]!r} (found {found}). Rename your column, or fill it in.")
+        raise DataError(f"{where}: no value in column {missing[0]!r} (found {found}). Rename or fill it.")
     if row["label"] not in (ACCEPT, REJECT):
         raise DataError(f"{where}: label is {row['label']!r}. Write accept or reject.")
     task = row.get("task") or ("grounded_qa" if row.get("document") else "open")

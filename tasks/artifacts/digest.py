@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 import random
 from collections.abc import Iterable
 from pathlib import Path
@@ -52,14 +51,3 @@ def stable_seed(*parts: object) -> int:
 def stable_rng(*parts: object) -> random.Random:
     """A random generator of its own for these parts."""
     return random.Random(stable_seed(*parts))
-
-
-def fsync_folder(folder: Path) -> None:
-    """Flush every file below `folder` and the folder itself, so that a rename after it survives a power cut."""
-    for root, _, files in os.walk(folder):
-        for name in [*files, "."]:
-            descriptor = os.open(os.path.join(root, name), os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)

@@ -82,6 +82,12 @@ def files_at(path: Path) -> list[StoredFile]:
     return found
 
 
+def fsync_folder(folder: Path) -> None:
+    """Flush a folder with everything below it to the disk, so that a rename afterwards survives a power cut."""
+    for path in (folder, *folder.rglob("*")):
+        _fsync(path)
+
+
 def put_in_place(part: Path, target: Path) -> Path:
     """Rename a finished file so that a power cut leaves it whole at its new name, or not there; gives its new name."""
     _fsync(part)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from tasks.artifacts.digest import file_digest, fsync_folder
-from tasks.artifacts.files import put_in_place, share_as
+from tasks.artifacts.digest import file_digest
+from tasks.artifacts.files import fsync_folder, put_in_place, share_as
 from tasks.artifacts.lease import NoLease
 from tasks.artifacts.store import MANIFEST, FileEntry, Manifest, Ref, Store
 from tasks.errors import StoreError

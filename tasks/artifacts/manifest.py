@@ -76,10 +76,12 @@ class Manifest:
 
 def describe_files(folder: Path) -> list[FileEntry]:
     """Every file below a staged folder, sorted by name."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    return [
-        FileEntry(name=p.relative_to(folder).as_posix(), size=p.stat().st_size, sha256=file_digest(p)) for p in files
-    ]
+    return [file_entry(folder, path) for path in sorted(folder.rglob("*")) if path.is_file()]
+
+
+def file_entry(folder: Path, path: Path) -> FileEntry:
+    """One file below a folder."""
+    return FileEntry(name=path.relative_to(folder).as_posix(), size=path.stat().st_size, sha256=file_digest(path))
 
 
 def checked_name(name: object, *, where: str) -> str:

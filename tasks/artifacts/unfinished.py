@@ -1,7 +1,7 @@
 """Checkpoints of an unfinished step on a remote store, so that another machine can go on from them.
 
     <store>/work/<step>/<fingerprint>/<name>             a file, or a folder of files
-    <store>/work/<step>/<fingerprint>/<name>.complete    written last: without it, the rest does not count
+    <store>/work/<step>/<fingerprint>/<name>.complete    its files; written last: without it, the rest does not count
     <store>/work/<step>/<fingerprint>/made_from          what the step's inputs held, and whether it was forced
 
 On a local store the work folder is in the store already, and nothing is uploaded. Checkpoints hold optimiser state in
@@ -15,13 +15,12 @@ import logging
 import shutil
 import uuid
 from dataclasses import replace
-from pathlib import Path
 
 from tasks.artifacts.digest import file_digest
-from tasks.artifacts.manifest import checked_files, checked_name
+from tasks.artifacts.manifest import checked_files, checked_name, file_entry
 from tasks.artifacts.s3 import at_once
 from tasks.artifacts.s3_store import S3Store
-from tasks.artifacts.store import FileEntry, Ref, Store, describe_files
+from tasks.artifacts.store import FileEntry, Ref, Store
 from tasks.errors import StoreError
 
 logger = logging.getLogger(__name__)
@@ -66,13 +65,14 @@ def push(store: Store, ref: Ref, name: str, *, only_newest: bool = False) -> boo
     """
     if not isinstance(store, S3Store):
         return False
-    source = store.work_folder(**ref) / name
+    folder = store.work_folder(**ref)
+    paths = [path for path in sorted((folder / name).rglob("*")) if path.is_file()] or [folder / name]
     files = replace(store.files, patience=_PATIENCE_SECONDS)
     try:
-        entries = describe_files(source) if source.is_dir() else [_entry(source)]
+        entries = [file_entry(folder, path) for path in paths]
         # While it is uploaded, an older one of this name must not count either.
         files.remove(_path(store, ref, f"{name}{_COMPLETE}"))
-        at_once(lambda entry: files.upload(_file(source, entry), _path(store, ref, _name(name, entry))), entries)
+        at_once(lambda entry: files.upload(folder / entry["name"], _path(store, ref, entry["name"])), entries)
         files.write(_path(store, ref, f"{name}{_COMPLETE}"), json.dumps(entries).encode())
         if only_newest:
             _remove_others(store, ref, name)
@@ -102,27 +102,26 @@ def pull(store: Store, ref: Ref, name: str) -> bool:
     if entries is None:
         return False
     target = store.work_folder(**ref) / name
-    part = target.with_name(f".pulled-{uuid.uuid4().hex}")
+    part = store.work_folder(**ref) / f".pulled-{uuid.uuid4().hex}"
 
     def get(entry: FileEntry) -> None:
-        store.files.download(_path(store, ref, _name(name, entry)), _file(part, entry))
-        if file_digest(_file(part, entry)) != entry["sha256"]:
+        store.files.download(_path(store, ref, entry["name"]), part / entry["name"])
+        if file_digest(part / entry["name"]) != entry["sha256"]:
             raise ValueError(f"{entry['name']} is not what was pushed")
 
     try:
         at_once(get, entries)
         if target.is_dir():
             shutil.rmtree(target)
-        part.replace(target)
+        target.parent.mkdir(exist_ok=True)
+        (part / name).replace(target)
     except FileNotFoundError:
         return False
     except ValueError as error:
         _log_damaged(ref, name, error)
         return False
     finally:
-        if part.is_dir():
-            shutil.rmtree(part)
-        part.unlink(missing_ok=True)
+        shutil.rmtree(part, ignore_errors=True)
     return True
 
 
@@ -135,10 +134,7 @@ def _listed(store: Store, ref: Ref, name: str) -> list[FileEntry] | None:
     """
     content = store.read("work", ref["step"], ref["fingerprint"], f"{name}{_COMPLETE}")
     try:
-        entries = json.loads(content)
-        if [entry["name"] for entry in entries] == [""]:  # a single file, see `_entry`
-            return [FileEntry(name="", size=int(entries[0]["size"]), sha256=str(entries[0]["sha256"]))]
-        return checked_files(entries, where=_where(store, ref, f"{name}{_COMPLETE}"))
+        return checked_files(json.loads(content), where=_where(store, ref, f"{name}{_COMPLETE}"))
     except (ValueError, TypeError, KeyError, StoreError) as error:
         _log_damaged(ref, name, error)
         return None
@@ -154,19 +150,6 @@ def _remove_others(store: Store, ref: Ref, name: str) -> None:
     for other in {name.removesuffix(_COMPLETE) for name in names} - {own}:
         store.files.remove(_path(store, ref, f"{folder}{slash}{other}{_COMPLETE}"))
         store.files.remove_folder(_path(store, ref, f"{folder}{slash}{other}"))
-
-
-def _entry(path: Path) -> FileEntry:
-    """A single file. Its name is empty, because names are relative to what is pushed."""
-    return FileEntry(name="", size=path.stat().st_size, sha256=file_digest(path))
-
-
-def _file(base: Path, entry: FileEntry) -> Path:
-    return base / entry["name"] if entry["name"] else base
-
-
-def _name(name: str, entry: FileEntry) -> str:
-    return f"{name}/{entry['name']}" if entry["name"] else name
 
 
 def _path(store: Store, ref: Ref, name: str) -> str:

@@ -440,7 +440,7 @@ def test_work_that_names_a_file_outside_is_not_used_and_nothing_is_written_there
     entries[0]["name"] = name
     store.files.write(path, json.dumps(entries).encode())
     if name:
-        s3.fs.pipe_file(f"{store.root}/work/train/{'f' * 64}/{kept}/{name}", b"state 3")
+        s3.fs.pipe_file(f"{store.root}/work/train/{'f' * 64}/{name}", b"state 3")
     elsewhere = another_machine(store)
     assert not unfinished.pull(elsewhere, REF, kept)
     assert f"{kept}.complete: {name!r} does not name a file below it" in caplog.text

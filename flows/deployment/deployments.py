@@ -143,8 +143,8 @@ def _schedules(entry: Json, there: list[DeploymentSchedule], given: Set[str] = f
         schedule = CronSchedule(cron=one["cron"], timezone=one["timezone"])
         new = {"slug": one["slug"], "schedule": schedule, "parameters": parameters, "active": one["active"]}
         found = by_slug.get(one["slug"], new)
-        told = {name: value for name, value in parameters.items() if name in given}
-        ours.append({**found, "parameters": {**_without(found["parameters"], given), **told}})
+        named = {name: value for name, value in parameters.items() if name in given}
+        ours.append({**found, "parameters": {**_without(found["parameters"], given), **named}})
     slugs = {one["slug"] for one in ours}
     # The UI makes schedules without a slug, and with one of those the server replaces the whole list.
     others = [schedule.model_dump(include=_SCHEDULE) for schedule in there if schedule.slug not in slugs]

@@ -39,7 +39,7 @@ KINDS = ("artifacts", "copies", "work", "claims", "leftovers")
 Names = set[tuple[str, str]]  # step and fingerprint
 
 
-class _Found(NamedTuple):
+class _Removable(NamedTuple):
     """Something to remove.
 
     Attributes:
@@ -89,7 +89,7 @@ def collect(store: Store, *, keep: int, remove: bool, days: float = DAYS) -> Col
         *_copies(store, {one.name for one in artifacts}),
         *_work(store, planned, busy, time.time() - days * 24 * 3600),
         *(
-            _Found("claims", f"{ref['step']}/{ref['fingerprint']}", 0, partial(_remove_claim, store, ref))
+            _Removable("claims", f"{ref['step']}/{ref['fingerprint']}", 0, partial(_remove_claim, store, ref))
             for ref in claimed
             if (ref["step"], ref["fingerprint"]) not in busy
         ),
@@ -117,13 +117,13 @@ def _size(n_bytes: int) -> str:
     return f"{n_bytes / 1e6:,.1f} MB"
 
 
-def _by_kind(found: list[_Found]) -> Collected:
+def _by_kind(found: list[_Removable]) -> Collected:
     names = {kind: [one.name for one in found if one.kind == kind] for kind in KINDS}
     n_bytes_of = {kind: sum(one.n_bytes for one in found if one.kind == kind) for kind in KINDS}
     return Collected(**names, n_bytes=sum(n_bytes_of.values()), n_bytes_of=n_bytes_of)
 
 
-def _artifacts(store: Store, used: Names) -> Iterator[_Found]:
+def _artifacts(store: Store, used: Names) -> Iterator[_Removable]:
     for step in store.names("steps"):
         for fingerprint in store.fingerprints(step):
             if (step, fingerprint) in used or (step == PROMOTED and _is_young(store, "steps", step, fingerprint)):
@@ -132,7 +132,7 @@ def _artifacts(store: Store, used: Names) -> Iterator[_Found]:
             manifest = store.manifest(**ref)
             sizes = [entry["size"] for entry in manifest.files] if manifest else []
             n_bytes = sum(sizes or (file.size for file in store.files_below("steps", step, fingerprint)))
-            yield _Found("artifacts", f"{step}/{fingerprint}", n_bytes, partial(store.remove, ref))
+            yield _Removable("artifacts", f"{step}/{fingerprint}", n_bytes, partial(store.remove, ref))
 
 
 def _is_young(store: Store, *parts: str) -> bool:
@@ -140,7 +140,7 @@ def _is_young(store: Store, *parts: str) -> bool:
     return time.time() - _changed(store.files_below(*parts)) < _LEFTOVER_SECONDS
 
 
-def _copies(store: Store, removed: set[str]) -> Iterator[_Found]:
+def _copies(store: Store, removed: set[str]) -> Iterator[_Removable]:
     """Copies of artifacts that are not on the store.
 
     The cache folder is listed before the store, so that an artifact that is published meanwhile is not among them.
@@ -150,10 +150,10 @@ def _copies(store: Store, removed: set[str]) -> Iterator[_Found]:
     for folder in folders:
         step, name = folder.parent.name, f"{folder.parent.name}/{folder.name}"
         if name in removed or folder.name not in there[step]:
-            yield _Found("copies", name, _n_bytes(files_at(folder)), partial(_remove_path, folder))
+            yield _Removable("copies", name, _n_bytes(files_at(folder)), partial(_remove_path, folder))
 
 
-def _work(store: Store, planned: Names, busy: Names, old: float) -> Iterator[_Found]:
+def _work(store: Store, planned: Names, busy: Names, old: float) -> Iterator[_Removable]:
     """Unfinished work of steps that are done, and of steps of no kept run that has not changed since `old`."""
     names = {(path.parent.name, path.name) for path in store.cache.glob("work/*/*/")}
     names |= {(step, name) for step in store.names("work") for name in store.names("work", step)}
@@ -164,10 +164,10 @@ def _work(store: Store, planned: Names, busy: Names, old: float) -> Iterator[_Fo
             continue
         files = store.work_files(**ref)
         if done or _changed(files) < old:
-            yield _Found("work", f"{step}/{fingerprint}", _n_bytes(files), partial(_remove_work, store, ref))
+            yield _Removable("work", f"{step}/{fingerprint}", _n_bytes(files), partial(_remove_work, store, ref))
 
 
-def _leftovers(store: Store, busy: Names) -> Iterator[_Found]:
+def _leftovers(store: Store, busy: Names) -> Iterator[_Removable]:
     # A step at work may not have changed its staging folder for days: many write their files at the end.
     staged = {(step, f".staging-{fingerprint[:16]}") for step, fingerprint in busy}
     for pattern in store.leftovers:
@@ -176,7 +176,7 @@ def _leftovers(store: Store, busy: Names) -> Iterator[_Found]:
             if time.time() - _changed(files) < _LEFTOVER_SECONDS or (path.parent.name, path.name[:25]) in staged:
                 continue
             name = path.relative_to(store.cache).as_posix()
-            yield _Found("leftovers", name, _n_bytes(files), partial(_remove_path, path))
+            yield _Removable("leftovers", name, _n_bytes(files), partial(_remove_path, path))
 
 
 def _remove_work(store: Store, ref: Ref) -> bool:

@@ -77,7 +77,7 @@ class _Claim:
     expires: float
 
 
-class _Found(NamedTuple):
+class _StoredClaim(NamedTuple):
     """The claim that is on the store; None in place of one that cannot be read."""
 
     claim: _Claim | None
@@ -100,8 +100,8 @@ class Lease:
 
     def take(self, ref: Ref) -> None:
         """Wait until the claim is ours."""
-        told = False
-        last: _Found | None = None
+        said = False
+        last: _StoredClaim | None = None
         changed_at, patient_until = time.monotonic(), -math.inf
         while True:
             found, after_outage = self._read_timed()
@@ -116,8 +116,8 @@ class Lease:
                 self._write(found)
                 if self._is_ours(self._read()):
                     return
-            elif not told and found.claim:
-                told = True
+            elif not said and found.claim:
+                said = True
                 tell_waiting(ref["step"], ref["fingerprint"], found.claim.who)
             time.sleep(POLL_SECONDS * random.uniform(0.5, 1))
 
@@ -175,12 +175,12 @@ class Lease:
         except StoreError as error:
             logger.warning("%s: the claim could not be removed, and expires by itself: %s", self.path, error)
 
-    def _read_timed(self) -> tuple[_Found | None, bool]:
+    def _read_timed(self) -> tuple[_StoredClaim | None, bool]:
         """The claim, and whether the store was silent for so long that its holder may have missed a renewal."""
         asked_at = time.monotonic()
         return self._read(), time.monotonic() - asked_at > RENEW_SECONDS
 
-    def _read(self) -> _Found | None:
+    def _read(self) -> _StoredClaim | None:
         try:
             # In this order: if the claim changes in between, the ETag is too old, and a write with it is refused.
             etag = self.files.etag(self.path)
@@ -188,15 +188,15 @@ class Lease:
         except FileNotFoundError:
             return None
         try:
-            return _Found(_Claim(**json.loads(content)), etag)
+            return _StoredClaim(_Claim(**json.loads(content)), etag)
         except (ValueError, TypeError):
-            return _Found(None, etag)
+            return _StoredClaim(None, etag)
 
-    def _write(self, found: _Found | None) -> None:
+    def _write(self, found: _StoredClaim | None) -> None:
         claim = _Claim(self.owner, self.place, process_name(), time.time() + TTL_SECONDS)
         self.files.swap(self.path, json.dumps(asdict(claim)).encode(), found.etag if found else None)
 
-    def _is_ours(self, found: _Found | None) -> bool:
+    def _is_ours(self, found: _StoredClaim | None) -> bool:
         return found is not None and found.claim is not None and found.claim.owner == self.owner
 
 

@@ -1,9 +1,11 @@
-"""The kinds of engines, each declared once: what runs a model, what it reads of the recipe, what it can measure.
+"""The kinds of engines, each declared once: what runs a model, which settings it reads, what it can measure.
 
-To add a kind, write the function that opens it in `tasks/engines/` and declare the kind at the end of this file. A
-setting that only the new kind reads is one more field of `EngineConfig` (`tasks/config/model.py`). Functions are named
-and not imported, because the recipe is checked by this file before anything that runs a model is loaded. A declaration
-that does not fit fails when `tasks.config` or `tasks.engines` is imported.
+To add a kind, write the function that opens it in `tasks/engines/`, and declare the kind at the end of this file. A
+setting that only the new kind reads is one more field of `EngineConfig` (`tasks/config/model.py`). A declaration that
+is not complete fails when `tasks.config` or `tasks.engines` is imported.
+
+Functions are named here and not imported, because `tasks.config` checks recipes with this file, and engines in turn
+import `tasks.config`.
 """
 
 from __future__ import annotations
@@ -21,17 +23,17 @@ class EngineKind:
     """One way to run a model. Functions are named as `module:function`.
 
     Attributes:
-        name: What `engine.kind` of a recipe says.
-        description: What runs the model where, in the words of the form in the Prefect UI.
-        opens: Opens an engine for a model; takes and gives what `tasks.engines.open_engine` does.
-        loads_weights: Whether the model is loaded on this machine. If not, it is known by its name only, no device here
-            is used, no adapter can be put on it, and so base and arms are measured by an engine of the default kind.
-        reads: The fields of `EngineConfig` that have an effect; any other one is refused.
-        needs: Those of them that must be filled in.
-        shares: Starts one server for the base model and several adapters, as `tasks.engines.shared_server`. None: base
-            and arms are measured one at a time, each in the process of its own step.
-        finds_environment: Returns the environment that the kind needs beside the project's own, for `ssr doctor`, or
-            raises a ConfigError that says how to set it up. None: it needs none.
+        name: The value of `engine.kind` in a recipe.
+        description: What runs the model, and where. Stands in the form in the Prefect UI and in the reference.
+        opens: The function that opens an engine; it takes and returns what `tasks.engines.open_engine` does.
+        loads_weights: Whether the model is loaded on this machine. Otherwise only the model's name is known, no device
+            here is used, and no adapter can be put on it, so an engine of the default kind measures base and arms.
+        reads: The fields of `EngineConfig` that have an effect. A recipe that sets another one is refused.
+        needs: Those of them that a recipe must set.
+        shares: The function that starts one server for the base model and several adapters, which takes and returns
+            what `tasks.engines.shared_server` does. None: base and arms are measured one at a time.
+        finds_environment: The function that returns the path of the environment that the kind needs beside the
+            project's own, or raises a ConfigError that says how to set it up; for `ssr doctor`. None: it needs none.
     """
 
     name: str
@@ -84,15 +86,18 @@ def engine_kind(name: str) -> EngineKind:
 
 
 def described() -> str:
-    """All kinds with their descriptions, for a field in which one is chosen."""
+    """All kinds with their descriptions, for the description of a field in which one is chosen."""
     return "; ".join(f"{kind.name}: {kind.description}" for kind in engine_kinds())
 
 
 def check_fields(known: set[str]) -> None:
-    """Check that the kinds read the fields of `EngineConfig`, and each field is read by one of them.
+    """Check that `EngineConfig` has every field that a kind reads, and that some kind reads every field it has.
+
+    Args:
+        known: The fields of `EngineConfig`, without `kind`.
 
     Raises:
-        ValueError: A field is missing, or nothing reads it.
+        ValueError: A field is missing, or no kind reads it.
     """
     for kind in engine_kinds():
         if missing := sorted(set(kind.reads) - known):
@@ -123,7 +128,7 @@ def check_functions() -> None:
 
 
 def load_function(named: str) -> Callable[..., Any]:  # Any: each caller knows the signature
-    """The function that `module:function` names."""
+    """Import the function that `module:function` names."""
     module, _, name = named.partition(":")
     found: Callable[..., Any] = getattr(importlib.import_module(module), name)
     return found

@@ -1,7 +1,7 @@
-"""Where a model lies, what its content is, and how it is loaded: the same for generation, training and evaluation.
+"""Finds a model, makes a digest of its content, and loads it: the same for generation, training and evaluation.
 
-`lab` and `lab-judge` are the models shipped with the project; anything else is a folder or a Hub id. No code of a
-model's repository is ever run (`trust_remote_code` stays off) and only safetensors are read.
+`lab` and `lab-judge` are the models that are shipped with the project; anything else is a folder or a Hub id. Code from
+a model's repository is never run (`trust_remote_code` stays off), and only safetensors are read.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LAB_JUDGE = Path(__file__).parent / "lab" / "judge_model"
 _SHIPPED = {"lab": LAB_MODEL, "lab-judge": LAB_JUDGE}
 _WEIGHTS = "*.safetensors"
 _DESCRIPTION = ("*.json", "*.jinja", "*.model", "*.txt")
-# The same weights once more, as their makers' own code reads them.
+# Some repositories hold the weights twice, the second time in the format of the maker's own code.
 _SECOND_COPIES = ("consolidated*", "original/*")
 
 
@@ -33,10 +33,10 @@ def model_folder(model: ModelConfig, *, weights: bool = True) -> Path:
     """The local folder of a model; a Hub model is looked up in the cache, else downloaded.
 
     Args:
-        weights: False for what needs only config, tokenizer and template: of a Hub model no more is fetched then.
+        weights: False where config, tokenizer and template suffice: only those are then downloaded.
 
     Raises:
-        DataError: There is no such model, here or on the Hub.
+        DataError: There is no such model, here or on the Hub, or it has no safetensors.
         ConfigError: A revision is given for a folder.
     """
     folder = _SHIPPED.get(model.base) or Path(model.base).expanduser()
@@ -58,7 +58,7 @@ def model_folder(model: ModelConfig, *, weights: bool = True) -> Path:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The weights that are read from a model's folder."""
+    """The files of weights that are read from a model's folder."""
     return [path for path in folder.glob(_WEIGHTS) if not path.name.startswith("consolidated")]
 
 
@@ -70,7 +70,7 @@ def _hub_snapshot(base: str, revision: str | None, *, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    if weights:  # of the commit that the digest names, though the branch may have moved on since
+    if weights:  # of the commit whose config is here, because the branch may have moved on since
         revision = _hub_snapshot(base, revision, weights=False).name
     try:
         found = snapshot_download(
@@ -89,9 +89,9 @@ def _offline() -> str:
 
 
 def model_digest(model: ModelConfig) -> str:
-    """A digest of everything in the model's folder that changes what it says: weights, config, tokenizer, template.
+    """A digest of everything in the model's folder that changes its answers: weights, config, tokenizer, template.
 
-    A Hub snapshot is named by its commit, which stands for its content: its weights need not be here.
+    A Hub snapshot is identified by its commit, so that its weights need not be here.
     """
     folder = model_folder(model, weights=False)
     if folder.parent.name == "snapshots":
@@ -104,7 +104,7 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
     """The model's tokenizer, padding on the left.
 
     Raises:
-        DataError: It has no chat template, so prompts cannot be put to it.
+        DataError: It has no chat template, so no prompt can be rendered.
     """
     from transformers import AutoTokenizer
 
@@ -128,8 +128,9 @@ def load_model(
     """The model in evaluation mode, with a LoRA adapter on top if given.
 
     Args:
-        device: Where to; None: the best one.
-        options: Passed on to `from_pretrained`, e.g. a quantisation config.
+        adapter: A LoRA folder.
+        device: Where the model is put; None: the best device.
+        options: Passed on to `from_pretrained`, such as a quantisation config.
     """
     from transformers import AutoModelForCausalLM
 
@@ -144,7 +145,7 @@ def load_model(
 
 
 def best_device() -> str:
-    """cuda, mps or cpu."""
+    """The fastest device of this machine: cuda, mps or cpu."""
     import torch
 
     if torch.cuda.is_available():
@@ -153,7 +154,7 @@ def best_device() -> str:
 
 
 def torch_dtype(model: ModelConfig) -> torch.dtype:
-    """The dtype to run in: auto is bfloat16 where the device computes in it, float32 on a CPU."""
+    """The dtype of the model's config; `auto` is bfloat16 on a GPU that computes in it, and else float32."""
     import torch
 
     if model.dtype != "auto":
@@ -163,6 +164,6 @@ def torch_dtype(model: ModelConfig) -> torch.dtype:
 
 
 def context_length(folder: Path) -> int:
-    """The longest sequence the model takes, in tokens."""
+    """The longest sequence that the model takes, in tokens; 2048 where its config does not say."""
     config = json.loads((folder / "config.json").read_text())
     return int(config.get("max_position_embeddings") or 2048)

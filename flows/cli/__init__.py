@@ -1,1 +1,1 @@
-"""The `ssr` command: a file for each command, called as the command. `main` lists them."""
+"""The `ssr` command: one file for each command, which has its name. `main` lists the commands."""

@@ -13,9 +13,9 @@ from flows.cli.options import (
     SetOption,
     StoreOption,
     console,
-    errors,
     load_named,
     print_json,
+    stderr_console,
 )
 
 
@@ -26,14 +26,14 @@ def audit_judge(
     ] = None,
     set_: SetOption = None, store: StoreOption = ".ssr", as_json: JsonOption = False,
 ) -> None:  # fmt: skip
-    """Say what a recipe's judge is worth: against labelled answers, or else against probes whose truth is known."""
+    """Measure how good a recipe's judge is, by labelled answers, or else by probes whose truth is known."""
     from flows.runs.audit_judge import against_labels, against_probes, agreement_table, audit_tables
     from tasks.artifacts.store import open_store
 
     config = load_named(recipe, set_)
     opened = open_store(store)
     opened.preflight()
-    with errors.status("judging"):
+    with stderr_console.status("judging"):
         found = against_labels(opened, config, labels) if labels else against_probes(opened, config)
     if as_json:
         print_json(found)

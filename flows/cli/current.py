@@ -11,19 +11,22 @@ from tasks.errors import ConfigError
 
 
 def current(
-    recipe: Annotated[str | None, typer.Argument(help="Name of a recipe; without it, all that promote.")] = None,
+    recipe: Annotated[
+        str | None, typer.Argument(help="Name of a recipe; without it, all recipes that promote.")
+    ] = None,
     restore: Annotated[
         str | None, typer.Option(metavar="RUN_ID", help="Put back the adapter that this run had promoted.")
     ] = None,
-    reason: Annotated[str, typer.Option(help="Why it is put back; stays in the history.")] = "",
+    reason: Annotated[str, typer.Option(help="Why it is put back; the history keeps the reason.")] = "",
     store: StoreOption = ".ssr",
     as_json: JsonOption = False,
 ) -> None:
     """Show which adapter is promoted, since when, and every decision about it, newest first.
 
-    With --restore, first put back one that was promoted before. The next run
-    compares with it, and no run promotes the replaced weights again. A run that
-    is going on is kept back. `ssr gc` leaves the last five that were promoted.
+    With --restore, first put back an adapter that was promoted before. The next
+    run compares with it, and no run promotes the replaced weights again. A run
+    that is in progress does not promote. `ssr gc` keeps the last five adapters
+    that were promoted.
     """
     from flows.promotion.advance import restore as put_back
     from flows.promotion.status import promotion_status, status_lines

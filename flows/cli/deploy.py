@@ -19,31 +19,35 @@ def deploy(
         str | None,
         typer.Option(
             envvar="SSR_STORE",
-            help="Folder or s3://bucket/prefix of the artifacts; default: as it is on the server, at first .ssr.",
+            help="Folder or s3://bucket/prefix of the artifacts; default: what the server has, at first .ssr.",
         ),
     ] = None,
     store_access: Annotated[
-        str | None, typer.Option(help="Keep the AWS_* variables of here in a block of this name, for the workers.")
+        str | None,
+        typer.Option(help="Save the AWS_* variables of this shell in a block of this name, for the workers."),
     ] = None,
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="What the schedules run: a shipped recipe, or a YAML file. It replaces what people filled in "
-            "there; default: as it is on the server, at first nightly."
+            help="What the schedules run: a shipped recipe, or a YAML file. It replaces what people have set "
+            "there; default: what the server has, at first nightly."
         ),
     ] = None,
-    image: Annotated[str | None, typer.Option(help="Containers of the CPU pool; without a tag: this commit's.")] = None,
-    gpu_image: Annotated[str | None, typer.Option(help="Containers of the GPU pool, likewise.")] = None,
+    image: Annotated[
+        str | None, typer.Option(help="Image of the CPU pool's containers; without a tag: that of this commit.")
+    ] = None,
+    gpu_image: Annotated[str | None, typer.Option(help="Image of the GPU pool's containers, likewise.")] = None,
     gpu_limit: Annotated[
-        int | None, typer.Option(min=1, help="Steps on the GPU pool at a time; default: as it is, at first 1.")
+        int | None,
+        typer.Option(min=1, help="Steps on the GPU pool at a time; default: what the server has, at first 1."),
     ] = None,
     run_limit: Annotated[
-        int | None, typer.Option(min=1, help="Runs of the pipeline at a time, more wait; default: likewise.")
+        int | None, typer.Option(min=1, help="Runs of the pipeline at a time; others wait; default: likewise.")
     ] = None,
     dead_after_seconds: Annotated[
-        int, typer.Option(help="Silence after which a run counts as crashed; at least three heartbeats.")
+        int, typer.Option(help="Seconds without a heartbeat after which a run is crashed; at least three heartbeats.")
     ] = 540,
-    check_store: Annotated[bool, typer.Option(help="Write to the store from here first.")] = True,
+    check_store: Annotated[bool, typer.Option(help="First check that this machine can write to the store.")] = True,
     as_json: JsonOption = False,
 ) -> None:
     """Put pools, deployments, schedules and the rest on the Prefect server, or bring them up to date.
@@ -64,9 +68,9 @@ def deploy(
         style = {"unchanged": "dim", "kept": "yellow"}.get(change.outcome, "green")
         table.add_row(change.what, escape(change.name), f"[{style}]{change.outcome}[/]")
     console.print(table)
-    # With ours pinned: the worker itself offers to install its package past them.
+    # With the pins of constraints.txt: the worker itself would offer to install its package without them.
     install = "" if infra == "process" else f"    pip install -c constraints.txt -e '.[{infra}]'\n"
     console.print(
-        f"\nworkers, where steps shall run:\n{install}    prefect worker start --pool ssr-cpu --type {infra}\n"
+        f"\nstart workers where steps are to run:\n{install}    prefect worker start --pool ssr-cpu --type {infra}\n"
         f"    prefect worker start --pool ssr-gpu --type {infra}", highlight=False, markup=False,
     )  # fmt: skip

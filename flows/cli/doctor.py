@@ -53,7 +53,7 @@ def doctor(store: StoreOption = ".ssr", as_json: JsonOption = False) -> None:
 
 
 def examine(store: str) -> list[Finding]:
-    """Everything a run on this machine may need."""
+    """What is there, and what is missing, of everything that a run on this machine may need."""
     return [
         _python(), *(_package(name) for name in _PACKAGES), _pins(), _lab_model(), _store(store), _disk(store), _gpu(),
         *(_environment(kind) for kind in engine_kinds() if kind.finds_environment), _prefect_server(), _hub(),
@@ -73,7 +73,7 @@ def _package(name: str) -> Finding:
 
 
 def _pins() -> Finding:
-    """FastAPI and SQLAlchemy must be old enough for this Prefect: newer ones break its server silently."""
+    """FastAPI and SQLAlchemy must be old enough for this Prefect: newer ones break its server without an error."""
     found, wrong = [], False
     for name, limit in (("fastapi", (0, 151)), ("sqlalchemy", (2, 1))):
         try:
@@ -119,7 +119,7 @@ def _gpu() -> Finding:
 
 def _environment(kind: EngineKind) -> Finding:
     """The environment that a kind of engine needs beside the project's own."""
-    assert kind.finds_environment is not None  # asked of such kinds only
+    assert kind.finds_environment is not None  # examine asks such kinds only
     try:
         found = load_function(kind.finds_environment)()
     except SsrError as error:

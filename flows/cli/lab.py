@@ -14,8 +14,10 @@ from tasks.errors import ConfigError
 
 def lab_build(
     which: Annotated[str, typer.Argument(help="base, judge, or both.")] = "both",
-    out: Annotated[Path | None, typer.Option(help="Where a model goes; default: where it is shipped.")] = None,
-    work: Annotated[Path, typer.Option(help="Checkpoints; an interrupted build goes on from here.")] = Path(".ssr/lab"),
+    out: Annotated[Path | None, typer.Option(help="Folder of the model; default: where it is shipped.")] = None,
+    work: Annotated[
+        Path, typer.Option(help="Folder of the checkpoints, from which an interrupted build goes on.")
+    ] = Path(".ssr/lab"),
     compile_: Annotated[
         bool, typer.Option("--compile/--no-compile", help="torch.compile: needs a C++ compiler.")
     ] = True,

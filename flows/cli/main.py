@@ -1,6 +1,6 @@
 """The `ssr` command. Exit codes: 0 done, 1 failed, 2 bad input.
 
-Prefect, torch and the rest are imported by the commands that need them, so that `ssr --help` and `ssr plan` are fast.
+Commands import Prefect, torch and other large libraries in their functions, so that `ssr --help` is fast.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from flows.cli.doctor import doctor
 from flows.cli.gc import gc
 from flows.cli.lab import lab_build
 from flows.cli.merge import merge
-from flows.cli.options import errors
+from flows.cli.options import stderr_console
 from flows.cli.plan import plan
 from flows.cli.recipes import recipes
 from flows.cli.report import report
@@ -31,7 +31,7 @@ app = typer.Typer(
     name="ssr", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     help="Selective Self-Rehearsal: fine-tune language models without making them forget.",
 )  # fmt: skip
-# Every command of `ssr`, in the order of its help. Each is a file of this folder, called as the command.
+# Every command, in the order of `ssr --help`. Each is a file of this folder that has the name of the command.
 for command in (run, plan, why, runs, report, merge, current, recipes, schema, doctor, audit_judge, deploy, gc):
     app.command()(command)
 
@@ -41,12 +41,12 @@ app.add_typer(lab, name="lab")
 
 
 def main() -> None:
-    """Entry point: turns this project's errors into a message and an exit code."""
+    """Run the command line; an error of this project becomes a message and an exit code."""
     try:
         app(standalone_mode=True)
     except SsrError as error:
-        errors.print(f"[red]error[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        stderr_console.print(f"[red]error[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        errors.print("stopped. What was finished is kept: the same command goes on from there.")
+        stderr_console.print("stopped. What was finished is kept: the same command goes on from there.")
         sys.exit(130)

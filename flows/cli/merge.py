@@ -9,19 +9,19 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.options import RunArgument, StoreOption, console, errors
+from flows.cli.options import RunArgument, StoreOption, console, stderr_console
 
 
 def merge(
     run_id: RunArgument,
-    out: Annotated[Path, typer.Option(help="Folder to write; it must not be there yet.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; it must not exist yet.")],
     arm: Annotated[
-        str | None, typer.Option(help="Arm whose adapter is meant; needed where the run has several.")
+        str | None, typer.Option(help="Arm whose adapter is merged; needed if the run has several arms.")
     ] = None,
     store: StoreOption = ".ssr",
 ) -> None:
-    """Write base model and an arm's adapter as one model, in safetensors. Needs the model's size in memory."""
-    warnings.simplefilter("ignore", FutureWarning)  # of libraries to each other
+    """Write base model and an arm's adapter as one model, in safetensors. Needs as much memory as the model has."""
+    warnings.simplefilter("ignore", FutureWarning)  # libraries address these to each other
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
     from flows.runs.merging import merge_arm
@@ -30,6 +30,6 @@ def merge(
 
     opened = open_store(store)
     record = load_run(opened, run_id)
-    with errors.status("merging"):
+    with stderr_console.status("merging"):
         merged = merge_arm(opened, record, arm, out)
     console.print(f"{merged.label} of {record.run_id}, merged: {out}", soft_wrap=True, highlight=False)

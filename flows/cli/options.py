@@ -1,4 +1,4 @@
-"""What the commands of `ssr` share: options, consoles, and how a recipe is named."""
+"""What several commands of `ssr` use: options, consoles, and recipes by their name."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from tasks.config import RunConfig
 
 console = Console()
-errors = Console(stderr=True)
+stderr_console = Console(stderr=True)
 
 RecipeArgument = Annotated[str, typer.Argument(help="Name of a shipped recipe (ssr recipes), or a YAML file.")]
-RunArgument = Annotated[str, typer.Argument(help="Run id, the beginning of one, or `latest`.")]
+RunArgument = Annotated[str, typer.Argument(help="Id of a run, the beginning of one, or `latest`.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a recipe key: --set train.epochs=1")]
 StoreOption = Annotated[str, typer.Option(envvar="SSR_STORE", help="Folder or s3://bucket/prefix of the artifacts.")]
 ForceOption = Annotated[
@@ -31,6 +31,11 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable outpu
 
 
 def load_named(recipe: str, overrides: list[str] | None) -> RunConfig:
+    """The recipe of a shipped name or a YAML file, with overrides.
+
+    Raises:
+        ConfigError: There is no such recipe, or it is wrong.
+    """
     from tasks.config import load_recipe
 
     is_path = recipe.endswith((".yaml", ".yml")) or "/" in recipe
@@ -41,9 +46,15 @@ def load_named(recipe: str, overrides: list[str] | None) -> RunConfig:
 
 
 def check_forced(force: list[str] | None, known: set[str]) -> None:
+    """Refuse a step of `--force` that the run does not have.
+
+    Raises:
+        ConfigError: It names the first such step.
+    """
     if unknown := sorted(set(force or []) - known):
         raise ConfigError(f"--force {unknown[0]}: no such step. This run has: {', '.join(sorted(known))}")
 
 
 def print_json(value: Any) -> None:  # Any: JSON values
+    """Write a value to the standard output as JSON."""
     sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")

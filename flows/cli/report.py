@@ -33,6 +33,11 @@ def report(run_id: RunArgument = "latest", store: StoreOption = ".ssr", as_json:
 
 
 def show_result(store: Store, record: dict[str, Any]) -> None:  # Any: JSON values
+    """Print the table, the verdict and the promotion of a finished run, and the path of its report.
+
+    Raises:
+        StepError: The run has no report.
+    """
     from flows.runs.records import load_run
     from tasks.report import summary_rows
 
@@ -51,7 +56,7 @@ def show_result(store: Store, record: dict[str, Any]) -> None:  # Any: JSON valu
     for sentence in found["verdict"]:
         console.print(escape(sentence), highlight=False)
     if decided := record.get("promotion"):
-        told = f"{decided['outcome']}: {'; '.join(decided['reasons'])}"
-        console.print(f"\npromotion  {escape(told)}   (ssr current {record['name']})", highlight=False)
+        outcome = f"{decided['outcome']}: {'; '.join(decided['reasons'])}"
+        console.print(f"\npromotion  {escape(outcome)}   (ssr current {record['name']})", highlight=False)
     console.print(f"\nreport  {folder / 'report.html'}", soft_wrap=True, highlight=False)
     console.print(f"run     {record['run_id']}   (ssr why {record['run_id']})", soft_wrap=True, highlight=False)

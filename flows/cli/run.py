@@ -15,9 +15,9 @@ from flows.cli.options import (
     StoreOption,
     check_forced,
     console,
-    errors,
     load_named,
     print_json,
+    stderr_console,
 )
 from flows.cli.report import show_result
 
@@ -38,10 +38,10 @@ def run(
 
     config = load_named(recipe, set_)
     for remark in gpu_remarks(config):
-        errors.print(f"[yellow]{escape(remark)}[/]", soft_wrap=True, highlight=False)
+        stderr_console.print(f"[yellow]{escape(remark)}[/]", soft_wrap=True, highlight=False)
     opened = open_store(store)
     opened.preflight()
-    # Finds missing data and models before Prefect starts.
+    # Planning finds missing data and models before Prefect starts.
     planned = plan_steps(config, current_for(opened, config))
     check_forced(force, {name for p in planned for name in (p.step.name, p.label)})
     record = _run_flow(config, opened, force or [], quiet=as_json)
@@ -56,7 +56,7 @@ def _run_flow(config: RunConfig, store: Store, force: list[str], *, quiet: bool)
     from tasks.running import progress
 
     _prepare_prefect(store)
-    out = errors if quiet else console
+    out = stderr_console if quiet else console
     with out.status("starting Prefect"):
         from flows.run import rehearsal
     listener = TerminalListener(out)
@@ -65,10 +65,10 @@ def _run_flow(config: RunConfig, store: Store, force: list[str], *, quiet: bool)
 
 
 def _prepare_prefect(store: Store) -> None:
-    """Settings that must stand before Prefect is imported; what the user has set stays."""
+    """Set what Prefect reads when it is imported, unless the user has set it."""
     defaults = {
         "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(store.cache / "prefect"),
-        # Prefect's server keeps the whole log; the terminal shows steps, and an error once.
+        # Prefect's server keeps the whole log. The terminal shows the steps, and an error once.
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
         "PREFECT_LOGGING_EXTRA_LOGGERS": "tasks,flows",
         "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",

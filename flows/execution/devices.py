@@ -1,7 +1,7 @@
-"""What a run whose steps are done on this machine makes of its GPUs.
+"""How a run whose steps run on this machine uses its GPUs.
 
-No step is given a GPU of its own: a model is loaded on the first one, training takes all of them, a vLLM server as many
-as its copies need. So steps go one after the other where there is a GPU, and GPUs that an engine leaves idle are named.
+No step gets a GPU of its own: a model is loaded on the first one, training takes all of them, a vLLM server takes as
+many as its copies need. So on a machine with a GPU steps run one after the other, and `ssr run` names idle GPUs.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from tasks.engine_kinds import engine_kind, engine_kinds
 from tasks.running.process import count_gpus
 
 
-def at_a_time(workers: int) -> int:
-    """How many steps may be unfinished at a time on this machine, of the workers that a recipe asks for."""
+def steps_at_a_time(workers: int) -> int:
+    """How many steps may run at a time on this machine, where the recipe asks for `workers` of them."""
     return 1 if count_gpus() else workers
 
 
 def gpu_remarks(recipe: RunConfig) -> list[str]:
-    """What a run does here otherwise than one may think, and the settings that change it, a sentence each."""
+    """Sentences about GPUs that this run leaves idle, each with the setting that uses them; empty if there are none."""
     if recipe.execution.steps != "inline":
         return []
     n_workers, engines = recipe.execution.workers, {"engine": recipe.engine}
@@ -25,7 +25,7 @@ def gpu_remarks(recipe: RunConfig) -> list[str]:
         if judge.engine is not None:
             engines[f"judge.llm.judges.{i}.engine"] = judge.engine
     found = [_idle(engine, where) for where, engine in engines.items()]
-    if at_a_time(n_workers) < n_workers:
+    if steps_at_a_time(n_workers) < n_workers:
         found.append(
             f"execution.workers={n_workers}: one step at a time here, as each takes the GPU to itself. For several, "
             "give each GPU a worker of its own: execution.steps=deployments"

@@ -14,7 +14,7 @@ from prefect.futures import PrefectFuture, as_completed
 from prefect.results import ResultStorage
 
 from flows.execution.children import Children
-from flows.execution.devices import at_a_time
+from flows.execution.devices import steps_at_a_time
 from flows.execution.prefect_ui import HowFar
 from flows.rehearsal import forced_by
 from tasks.artifacts.digest import digest_of
@@ -51,7 +51,7 @@ class PrefectRunner:
     def __init__(self, store: Store, wanted: Wanted) -> None:
         self._store = store
         self._wanted = wanted
-        self._n_at_a_time = wanted.workers if wanted.body else at_a_time(wanted.workers)
+        self._n_at_a_time = wanted.workers if wanted.body else steps_at_a_time(wanted.workers)
         self._records = _records_of(store)
         self._futures: dict[str, PrefectFuture[Ref]] = {}
         self._unfinished: list[PrefectFuture[Ref]] = []

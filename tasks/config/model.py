@@ -13,7 +13,7 @@ from tasks.errors import ConfigError
 
 
 class ModelConfig(Section):
-    """The model that is fine-tuned, and that answers first."""
+    """The model that answers the training prompts and is then fine-tuned."""
 
     base: str = Field(
         default="lab", description="`lab`, a folder, or a Hub id such as mistralai/Mistral-7B-Instruct-v0.2"
@@ -30,27 +30,27 @@ def _list_kinds(schema: JsonDict) -> None:
 
 
 class EngineConfig(Section):
-    """What runs a model: in this process, on a vLLM server that the project starts, or on servers that are there.
+    """What runs a model.
 
-    A field that the chosen kind does not read is refused. What only decides speed or place is no part of a row's key:
-    floating-point equality is not promised for servers, a row once written is never generated again.
+    A field that the chosen kind does not read is refused. Fields that decide only speed or place are no part of a row's
+    key: servers do not promise equal bits, and a row that was generated once is not generated again.
     """
 
     kind: str = Field(default=DEFAULT_KIND, description=described(), json_schema_extra=_list_kinds)
-    batch_tokens: int = Field(default=16_384, gt=0, description="transformers: padded tokens a batch")
+    batch_tokens: int = Field(default=16_384, gt=0, description="transformers: most tokens in a batch, with padding")
     urls: tuple[str, ...] = Field(
         default=(),
-        description="openai: base URLs such as http://host:8000/v1, used by load",
+        description="openai: base URLs such as http://host:8000/v1; the least loaded one is asked",
         json_schema_extra=RUNTIME,
     )
     served_model: str | None = Field(
-        default=None, description="openai: the model's name there; null: model.base, or the only one there"
+        default=None, description="openai: the model's name on the servers; null: model.base, or their only model"
     )
     api_key_env: str | None = Field(
-        default=None, description="openai: the environment variable that holds the key", json_schema_extra=RUNTIME
+        default=None, description="openai: the environment variable that holds the API key", json_schema_extra=RUNTIME
     )
     python: str | None = Field(
-        default=None, description="vllm: Python of its environment; null: SSR_VLLM_PYTHON, else that of `make engine`",
+        default=None, description="vllm: Python of its environment; null: SSR_VLLM_PYTHON, or that of `make engine`",
         json_schema_extra=RUNTIME,
     )  # fmt: skip
     tensor_parallel: int = Field(
@@ -58,11 +58,13 @@ class EngineConfig(Section):
     )
     data_parallel: int = Field(default=1, gt=0, description="vllm: copies of the model", json_schema_extra=RUNTIME)
     memory_share: float = Field(
-        default=0.9, gt=0, le=1, description="vllm: share of the GPU's memory it may take", json_schema_extra=RUNTIME
+        default=0.9, gt=0, le=1, description="vllm: share of a GPU's memory that it may use", json_schema_extra=RUNTIME
     )
     max_context: int | None = Field(default=None, gt=0, description="vllm: longest prompt with its answer, in tokens")
-    quantization: str | None = Field(default=None, description="vllm: such as fp8, awq or bitsandbytes")
-    extra_args: tuple[str, ...] = Field(default=(), description="vllm: more flags of its server, word by word")
+    quantization: str | None = Field(
+        default=None, description="vllm: quantization of the weights, such as fp8, awq or bitsandbytes"
+    )
+    extra_args: tuple[str, ...] = Field(default=(), description="vllm: more flags of its server, one word each")
     concurrency: int = Field(
         default=512, gt=0, description="vllm, openai: rows in flight at a time", json_schema_extra=RUNTIME
     )
@@ -86,10 +88,10 @@ class EngineConfig(Section):
     @field_validator("urls", mode="before")
     @classmethod
     def _no_secret_in_an_address(cls, value: Any) -> Any:  # Any: YAML values, checked after this
-        """Addresses are shown in recipes, reports and errors; one with more than a place in it works nowhere, too.
+        """Refuse an address that holds a user, a password or a query: recipes, reports and errors show addresses.
 
         Raises:
-            ConfigError: And no ValueError, to which pydantic would add the value.
+            ConfigError: Not a ValueError, because pydantic would add the value to its message.
         """
         for number, url in enumerate(value if isinstance(value, list | tuple) else [value], 1):
             if any(mark in str(url) for mark in "@?#"):

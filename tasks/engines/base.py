@@ -1,4 +1,4 @@
-"""What every engine takes and gives."""
+"""The interface of an engine: what it is asked, and what it answers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Sampling:
 
     Attributes:
         temperature: 0 is greedy.
-        choices: If given, the answer is one of these, and its reply carries their log-probabilities.
+        choices: If given, the answer is one of these, and the reply carries their log-probabilities.
     """
 
     max_new_tokens: int
@@ -38,8 +38,8 @@ class Request(NamedTuple):
     """A prompt to answer.
 
     Attributes:
-        key: Comes back on the reply; replies may come in any order.
-        seed: For sampling; from the row's content, so that other rows cannot change it.
+        key: Identifies the row on the reply, since replies may come in any order.
+        seed: For sampling; made from the row's content, so that other rows cannot change it.
     """
 
     key: str
@@ -51,12 +51,12 @@ class Reply(NamedTuple):
     """An answer, or why there is none.
 
     Attributes:
-        text: Stripped; None when it failed.
+        text: The stripped answer; None when the row failed.
         finish_reason: "stop" or "length".
         problem: "<type>: what went wrong", None when all went well.
         retryable: Whether another try may help; None without a problem.
-        choice_logprobs: Log-probability of each of `Sampling.choices` as the next words, before anything is masked;
-            None where the engine cannot tell, or the answer begins with none of them.
+        choice_logprobs: Log-probability of each of `Sampling.choices` as the next words, without the constraint to
+            them; None where the engine does not know it, or the answer begins with none of them.
     """
 
     key: str
@@ -70,7 +70,7 @@ class Reply(NamedTuple):
 
 
 class Continuation(NamedTuple):
-    """A prompt with an answer that is given, to be measured."""
+    """A prompt with a given answer, whose likelihood is measured."""
 
     key: str
     messages: list[Message]
@@ -81,7 +81,9 @@ class Likelihood(NamedTuple):
     """How probable the model finds an answer.
 
     Attributes:
-        nll: Mean negative log-likelihood a token of the answer and its end, in nats; None when it failed.
+        nll: Mean negative log-likelihood per token of the answer and its end, in nats; None when the row failed.
+        problem: As for `Reply`.
+        retryable: As for `Reply`.
     """
 
     key: str
@@ -98,19 +100,19 @@ class LoadedModel(NamedTuple):
 
 
 class Engine(Protocol):
-    """Answers requests; one that cannot be answered gives a reply with a problem and never ends the others."""
+    """Answers requests. A request that fails gives a reply with a problem, and the others go on."""
 
     def generate(
         self, requests: Iterable[Request], sampling: Sampling, *, done: Container[str] = ()
     ) -> Iterator[Reply]:
-        """One reply per request whose key is not in `done`, in any order, as they finish.
+        """One reply for each request whose key is not in `done`, in any order, as they finish.
 
-        Requests are read as they are needed. Those in `done` are there because an engine may have to repeat a batch
-        whole to give the same bits again.
+        Requests are read as they are needed. Finished ones are among them because an engine may have to repeat a whole
+        batch to give the same bits again.
         """
 
     def likelihoods(self, continuations: Iterable[Continuation], *, done: Container[str] = ()) -> Iterator[Likelihood]:
-        """One likelihood per continuation whose key is not in `done`, in any order; `done` is there as for answers."""
+        """One likelihood for each continuation whose key is not in `done`, in any order; otherwise as `generate`."""
 
     def measured_model(self) -> LoadedModel | Connection:
         """What lm-evaluation-harness measures instead of asking this engine: a loaded model, or a vLLM server."""

@@ -1,6 +1,6 @@
-"""A chat as the token ids a model reads: one rendering for every engine, which pins the chat template.
+"""Turns a chat into the token ids that a model reads, in the same way for every engine.
 
-Ids and not text are sent to a server, so that no second tokenizer or template has a say, and rendering is paid once.
+Servers are sent ids and not text, so that the chat template is the one of the model's folder, whatever the server has.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from tasks.engines.base import Message
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_ASKED: Message = {"role": "user", "content": "?"}
+_ANY_QUESTION: Message = {"role": "user", "content": "?"}
 
 
 class UnreadableChat(ValueError):
-    """The model's template refuses a chat, such as one whose roles do not take turns. Its text is a row's problem."""
+    """The model's template refuses a chat, such as one whose roles do not alternate. The text is a row's problem."""
 
 
 class ChatTokenizer:
-    """Chats to token ids with a model's own tokenizer and template.
+    """Turns chats into token ids with a model's own tokenizer and template.
 
-    Each method raises UnreadableChat for a chat that the template refuses.
+    Every method raises UnreadableChat for a chat that the template refuses.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -32,22 +32,25 @@ class ChatTokenizer:
         self._choices: dict[str, list[int]] = {}
 
     def ids(self, messages: list[Message]) -> list[int]:
-        """The prompt, up to where the answer begins."""
+        """The ids of the prompt, up to where the answer begins."""
         return self._encode(self._text(messages, prompt=True))
 
     def with_answer(self, messages: list[Message], answer: str) -> tuple[list[int], list[int]]:
-        """The prompt, and the answer with its end as the template writes them."""
+        """The ids of the prompt, and those of the answer with its end of turn, as the template writes both."""
         prompt = self._text(messages, prompt=True)
         whole = self._text([*messages, {"role": "assistant", "content": answer}], prompt=False)
-        if not whole.startswith(prompt):  # a template that treats the last turn differently
+        if not whole.startswith(prompt):  # the template treats the last turn differently
             return self._encode(prompt), self._encode(answer)
         return self._encode(prompt), self._encode(whole[len(prompt) :])
 
     def choice_ids(self, choice: str) -> list[int]:
-        """A short answer as the model would begin it, without its end: " accept" where the template puts a space."""
+        """The ids with which the model would begin a short answer, without an end of turn.
+
+        They stand for " accept" where the template puts a space before the answer.
+        """
         if choice not in self._choices:
-            _, answer = self.with_answer([_ASKED], choice)
-            _, other = self.with_answer([_ASKED], f"{choice} {choice}")
+            _, answer = self.with_answer([_ANY_QUESTION], choice)
+            _, other = self.with_answer([_ANY_QUESTION], f"{choice} {choice}")
             n_same = next(
                 (i for i, pair in enumerate(zip(answer, other, strict=False)) if pair[0] != pair[1]), len(answer)
             )
@@ -57,7 +60,7 @@ class ChatTokenizer:
     def choice_text(self, choice: str) -> str:
         """The text of `choice_ids`, with the space that the template may put before it."""
         ids = self.choice_ids(choice)
-        # Decoded behind another token: some tokenizers strip the space of a text's first token.
+        # Decoded behind another token, because some tokenizers strip the space before the first token of a text.
         mark = self._encode("?")
         return str(self._tokenizer.decode(mark + ids)).removeprefix(str(self._tokenizer.decode(mark)))
 
@@ -68,7 +71,7 @@ class ChatTokenizer:
             )
         except (TemplateError, TypeError) as error:
             raise UnreadableChat(f"chat_template: {error}") from error
-        assert isinstance(text, str)  # tokenize=False and one chat
+        assert isinstance(text, str)  # it is, with tokenize=False and one chat
         return text
 
     def _encode(self, text: str) -> list[int]:

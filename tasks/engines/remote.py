@@ -1,8 +1,7 @@
-"""An engine whose model runs on OpenAI-compatible servers: what they are asked, and what their replies mean.
+"""An engine whose model runs on OpenAI-compatible servers: the requests that it sends, and how it reads the replies.
 
-Hundreds of rows are in flight (`tasks.engines.streaming`), several to a request, as token ids where the model's
-tokenizer is at hand. A row that fails is a reply with a typed problem. What becomes of a server that fails:
-`tasks.engines.replicas`.
+Hundreds of rows are in flight (`tasks.engines.streaming`), several in a request, as token ids where the model's
+tokenizer is here. A row that fails is a reply with a typed problem. `tasks.engines.replicas` handles servers that fail.
 
 Not covered: starting a server (`tasks.engines.vllm_server`); order, which the caller restores.
 """
@@ -27,7 +26,7 @@ from tasks.engines.wire import (
     Failure,
     Logprobs,
     Usage,
-    chosen,
+    choice_logprobs,
     logprobs_of_texts,
     reply_from,
 )
@@ -37,10 +36,10 @@ __all__ = ["GROUP_ROWS", "Connection", "RemoteEngine"]
 
 logger = logging.getLogger(__name__)
 
-GROUP_ROWS = 8  # prompts a request: fewer round trips, and still little to repeat when one of them fails
-TOP_LOGPROBS = 20  # what vLLM gives by default at most
+GROUP_ROWS = 8  # prompts in a request: saves round trips, and little is repeated when one of them fails
+TOP_LOGPROBS = 20  # the most that vLLM gives by default
 _CONSTRAINTS = ("allowed_token_ids", "logprob_token_ids", "structured_outputs")
-_LOGPROBS = ("top_logprobs", "logprobs")  # refused, or allowed for fewer tokens
+_LOGPROBS = ("top_logprobs", "logprobs")  # some servers refuse them, or allow fewer tokens
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
@@ -58,17 +57,21 @@ class RemoteEngine:
     def generate(
         self, requests: Iterable[Request], sampling: Sampling, *, done: Container[str] = ()
     ) -> Iterator[Reply]:
-        """One reply per request that is not done, as they finish."""
+        """One reply for each request whose key is not in `done`, in the order in which they finish."""
         fresh = (request for request in requests if request.key not in done)
         if self._to.prompts is None:
             return self._stream(fresh, 1, lambda session, rows: self._chat(session, rows[0], sampling))
-        # A seed holds for a whole request, so rows that are sampled go alone. Two requests at least are in flight, so
-        # that the server works on one while the other is on its way.
+        # A request has one seed, so a row that is sampled is a request of its own. At least two requests are in flight,
+        # so that the server works on one while the other is on its way.
         n_rows = 1 if sampling.temperature > 0 else max(1, min(GROUP_ROWS, self._to.concurrency // 2))
         return self._stream(fresh, n_rows, lambda session, rows: self._complete(session, rows, sampling))
 
     def likelihoods(self, continuations: Iterable[Continuation], *, done: Container[str] = ()) -> Iterator[Likelihood]:
-        """From the log-probabilities of the prompt that vLLM gives."""
+        """Likelihoods from the log-probabilities of the prompt, which only vLLM gives.
+
+        Raises:
+            StepError: The model's tokenizer is not here.
+        """
         if self._to.prompts is None:
             raise StepError("likelihoods need the model's tokenizer. Use engine kind vllm or transformers.")
         fresh = (continuation for continuation in continuations if continuation.key not in done)
@@ -79,7 +82,7 @@ class RemoteEngine:
         return self._to
 
     async def _complete(self, session: aiohttp.ClientSession, rows: list[Request], sampling: Sampling) -> list[Reply]:
-        assert self._to.prompts is not None  # chosen by generate
+        assert self._to.prompts is not None  # generate has checked it
         refused, fitting = [], []
         for row in rows:
             try:
@@ -96,14 +99,14 @@ class RemoteEngine:
     async def _complete_fitting(
         self, session: aiohttp.ClientSession, rows: list[tuple[Request, list[int]]], sampling: Sampling
     ) -> list[Reply]:
-        def asked() -> Json:
+        def request_body() -> Json:
             return {"prompt": [ids for _, ids in rows], "seed": rows[0][0].seed % 2**31} | self._decoding(sampling)
 
-        found = await self._post(session, "completions", asked, len(rows))
+        found = await self._post(session, "completions", request_body, len(rows))
         if isinstance(found, Failure):
             if len(rows) == 1 or found.is_busy:
                 return [Reply(row.key, None, problem=found.problem, retryable=found.retryable) for row, _ in rows]
-            # One row may have failed the others: each alone, all at once in the places that the group holds.
+            # One row may have made the others fail. Each is sent alone now, all at once: the group has their places.
             async with asyncio.TaskGroup() as tasks:
                 alone = [tasks.create_task(self._complete_fitting(session, [row], sampling)) for row in rows]
             return [reply for task in alone for reply in task.result()]
@@ -124,37 +127,41 @@ class RemoteEngine:
             body["return_token_ids"] = True
         tokens = list(self._first_tokens(sampling.choices).values()) if sampling.choices and self._constrained else []
         if tokens:
-            # By token, not by text: under a grammar a model may spell a choice in tokens that it never saw so.
+            # By token and not by text: under a grammar, a model may spell a choice in tokens that are unusual for it.
             body |= {"max_tokens": 1, "allowed_token_ids": tokens}
         if sampling.choices and self._with_logprobs:
             body |= {"logprobs": TOP_LOGPROBS, "return_tokens_as_token_ids": True}
-            if tokens:  # by name, too: a model may hold all of them for less likely than the top ones
+            if tokens:  # these by name: all of them may be less probable than the top ones
                 body["logprob_token_ids"] = tokens
         return body
 
     def _first_tokens(self, choices: tuple[str, ...]) -> dict[str, int]:
-        assert self._to.prompts is not None  # chat has its own way
+        assert self._to.prompts is not None  # chats are constrained by text instead
         first = {choice: self._to.prompts.choice_ids(choice)[0] for choice in choices}
         if len(set(first.values())) < len(choices):
             raise StepError(f"the choices {', '.join(choices)} begin with the same token for this model.")
         return first
 
     def _chosen_reply(self, key: str, choice: Choice, n_prompt: int, choices: tuple[str, ...]) -> Reply:
-        """The choice that a single token stands for; from a server without constraints, whatever it said."""
+        """The choice whose first token was generated; a server without constraints may have generated any text."""
         names = {c: f"token_id:{token}" for c, token in self._first_tokens(choices).items()}
         logprobs = choice.logprobs or Logprobs()
-        said = logprobs.tokens or [f"token_id:{token}" for token in choice.token_ids or ()]
+        generated = logprobs.tokens or [f"token_id:{token}" for token in choice.token_ids or ()]
         top = (logprobs.top_logprobs or [None])[0]
         reply = reply_from(
-            key, choice, n_prompt, len(said) or None, chosen(top, names, said[0]) if top and said else None
+            key,
+            choice,
+            n_prompt,
+            len(generated) or None,
+            choice_logprobs(top, names, generated[0]) if top and generated else None,
         )
-        picked = next((c for c, name in names.items() if said == [name]), None)
+        picked = next((c for c, name in names.items() if generated == [name]), None)
         if picked is None or reply.problem:
             return reply
         return reply._replace(text=picked, finish_reason="stop")
 
     async def _chat(self, session: aiohttp.ClientSession, row: Request, sampling: Sampling) -> list[Reply]:
-        def asked() -> Json:
+        def request_body() -> Json:
             body: Json = {
                 "messages": row.messages, "max_tokens": sampling.max_new_tokens, "temperature": sampling.temperature,
                 "top_p": sampling.top_p, "seed": row.seed % 2**31,
@@ -165,7 +172,7 @@ class RemoteEngine:
                 body["structured_outputs"] = {"choice": list(sampling.choices)}
             return body
 
-        found = await self._post(session, "chat/completions", asked, 1)
+        found = await self._post(session, "chat/completions", request_body, 1)
         if isinstance(found, Failure):
             return [Reply(row.key, None, problem=found.problem, retryable=found.retryable)]
         choice, usage = found.choices[0], found.usage or Usage()
@@ -173,7 +180,7 @@ class RemoteEngine:
         return [reply_from(row.key, choice, usage.prompt_tokens, usage.completion_tokens, logprobs)]
 
     async def _measure(self, session: aiohttp.ClientSession, row: Continuation) -> list[Likelihood]:
-        assert self._to.prompts is not None  # chosen by likelihoods
+        assert self._to.prompts is not None  # likelihoods has checked it
         try:
             prompt, answer = self._to.prompts.with_answer(row.messages, row.text)
         except UnreadableChat as error:
@@ -199,15 +206,15 @@ class RemoteEngine:
         return f"context_overflow: {n_prompt} prompt + {n_new} new tokens > {self._to.context}"
 
     async def _post(
-        self, session: aiohttp.ClientSession, path: str, asked: Callable[[], Json], n_rows: int
+        self, session: aiohttp.ClientSession, path: str, request_body: Callable[[], Json], n_rows: int
     ) -> Completion | Failure:
         """The reply to one request.
 
         Args:
-            asked: Gives the request's body: asked for again when a server has refused a field that we can do without.
+            request_body: Makes the body; called again when a server has refused a field that is not needed.
         """
         while True:
-            body = asked()
+            body = request_body()
             found = await self._replicas.post(session, path, body, n_rows)
             if not isinstance(found, Failure) or not (refused := _refused_field(found, body)):
                 return found
@@ -234,7 +241,7 @@ def _groups(rows: Iterator[Item], n: int) -> Iterator[list[Item]]:
 
 
 def _refused_field(failure: Failure, body: Json) -> str | None:
-    """The field of the request that the server does not take, if it is one we can do without."""
+    """The optional field of the request that the server has refused, if that is why the request failed."""
     if not failure.problem.startswith("http_4"):
         return None
     droppable = (*_CONSTRAINTS, *_LOGPROBS)

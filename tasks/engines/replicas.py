@@ -1,10 +1,10 @@
-"""The servers of an engine: which one a request goes to, what becomes of one that fails, and how it comes back.
+"""The servers of an engine: load balancing, retries, and servers that fail and come back.
 
-A request goes to the least loaded server that lives. One that is gone, or whose model says nothing any more, is taken
-out, and its rows go to the others. While these work it is asked now and then whether it is back. When none is left the
-job ends at once.
+A request goes to the least loaded server that is in use. A server that is gone, or whose model hangs, is taken out of
+use, and its rows go to the others. While these work, it is asked at growing intervals whether it is back. When no
+server is left, the job ends at once.
 
-Not covered: what is asked (`tasks.engines.remote`).
+Not covered: what a request says (`tasks.engines.remote`).
 """
 
 from __future__ import annotations
@@ -28,16 +28,17 @@ from tasks.errors import StepError
 
 logger = logging.getLogger(__name__)
 
-BUSY_TRIES, ROW_TRIES = 8, 3  # while the server takes nothing (a minute of back-off); where the row may be the cause
+BUSY_TRIES = 8  # of a request while the server takes nothing: a minute of back-off
+ROW_TRIES = 3  # of a request whose rows may be the cause of the failure
 BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.5, 30.0
 CONNECT_SECONDS = 10.0
-# uvicorn closes a connection that idles for 5 s: one reused just then would break.
+# uvicorn closes a connection that has been idle for 5 s: a request sent at that moment would break.
 KEEPALIVE_SECONDS = 4.0
-PROBE_TRIES, PROBE_SECONDS = 3, 1.0  # refused connections, and the pause between them, until a server counts as gone
-PATIENCE_SECONDS = 60.0  # of silence until a server that still accepts connections counts as gone
-RETURN_SECONDS, MAX_RETURN_SECONDS = 5.0, 60.0  # until a server that was taken out is asked again: doubled each time
-ASK_SECONDS = 5.0  # for its list of models then
-_REFUSES_ALL = {401, 402, 404, 405}  # the key or the model is wrong: no row is to blame
+PROBE_TRIES, PROBE_SECONDS = 3, 1.0  # connections that are refused, and the pause between, until a server is gone
+PATIENCE_SECONDS = 60.0  # without an answer until a server that still accepts connections is gone
+RETURN_SECONDS, MAX_RETURN_SECONDS = 5.0, 60.0  # until a server that is out of use is asked again; doubled each time
+ASK_SECONDS = 5.0  # for the list of models of such a server
+_REFUSES_ALL = {401, 402, 404, 405}  # the key or the model is wrong, so every other request would fail, too
 
 Json = dict[str, Any]  # Any: JSON values
 
@@ -48,13 +49,15 @@ class Connection:
 
     Attributes:
         urls: Base URLs that end in /v1.
-        model: The model's name there: the base or an adapter.
-        context: Longest prompt with its answer in tokens; None where only the server knows.
+        model: The name that the servers have for the model: the base or an adapter.
+        prompts: Turns chats into token ids; None: the servers are sent chats.
+        context: Longest prompt with its answer, in tokens; None where only the server knows.
+        concurrency: Rows in flight.
         is_vllm: Whether the server takes vLLM's own fields: constraints, token ids, log-probabilities of the prompt.
         tokenizer_folder: Where the tokenizer of `prompts` lies.
-        uses_proxy: Whether the proxies of the environment are used: never for a server of our own.
-        explain_death: What a server of our own said before it died; None while it lives, or where it is not ours.
-        last_lines: What a server of our own said last; None where it is not ours.
+        uses_proxy: Whether the proxies of the environment are used; not for a server on this machine.
+        explain_death: Why the server that this step started has died; None while it runs, or where others started it.
+        last_lines: The last lines of the log of the server that this step started; None where others started it.
     """
 
     urls: Sequence[str]
@@ -76,11 +79,12 @@ class Replica:
     """One server.
 
     Attributes:
-        answered_at: When it last answered anything (monotonic seconds).
-        is_checked: Whether it is being asked for a token, because its rows are silent.
-        dead: Why it is out of use.
-        ask_at: When it is next asked whether it is back.
-        pause_seconds: Until the time after that.
+        in_flight: Requests that wait for an answer.
+        answered_at: When it last answered anything, in monotonic seconds.
+        is_checked: Whether it is being asked for one token, because a row has timed out.
+        dead: Why it is out of use; None while it is in use.
+        ask_at: When it is next asked whether it is back, in monotonic seconds.
+        pause_seconds: The interval from then to the next time.
     """
 
     url: str
@@ -92,13 +96,13 @@ class Replica:
     pause_seconds: float = field(default_factory=lambda: RETURN_SECONDS)
 
     def postpone_return(self) -> None:
-        """Later each time, for good: one that comes and goes is asked ever less."""
+        """Set when it is next asked. The interval never shrinks again, so an unstable server is asked less and less."""
         self.ask_at = time.monotonic() + self.pause_seconds
         self.pause_seconds = min(MAX_RETURN_SECONDS, 2 * self.pause_seconds)
 
 
 class Replicas:
-    """The servers of one connection; may be used by several event loops at a time."""
+    """The servers of one connection. Several event loops may use them at a time."""
 
     def __init__(self, connection: Connection) -> None:
         self._to = connection
@@ -106,7 +110,7 @@ class Replicas:
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[aiohttp.ClientSession]:
-        """What rows are sent with. While it is open, servers that were taken out may come back."""
+        """The HTTP session for the requests. While it is open, servers that are out of use are asked to come back."""
         headers = {"Authorization": f"Bearer {self._to.api_key}"} if self._to.api_key else {}
         limit = aiohttp.ClientTimeout(total=self._to.timeout_seconds, sock_connect=CONNECT_SECONDS)
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_SECONDS)
@@ -122,10 +126,10 @@ class Replicas:
                 await asyncio.gather(*watching, return_exceptions=True)
 
     async def post(self, session: aiohttp.ClientSession, path: str, body: Json, n_rows: int) -> Completion | Failure:
-        """The reply to one request, tried again with back-off where that may help.
+        """The reply to one request, with retries and back-off where a retry may help.
 
         Raises:
-            StepError: No server is left, or one refuses whatever it is asked.
+            StepError: No server is left, or one refuses every request.
         """
         replica, n_tries = None, 0
         while True:
@@ -141,9 +145,9 @@ class Replicas:
             await asyncio.sleep(max(_backoff(n_tries), min(MAX_BACKOFF_SECONDS, found.wait_seconds)))
 
     def _pick(self, *, avoid: Replica | None) -> Replica:
-        """The least loaded server that lives; the one to avoid, or one in doubt, only if there is no other.
+        """The least loaded server in use; the one to avoid, or one that is being checked, only if there is no other.
 
-        A server that fails fast has little in flight: without this it would draw every row.
+        A server that fails fast has few requests in flight, and without `avoid` would get every retry.
         """
         living = self._living()
         if not living:
@@ -158,9 +162,9 @@ class Replicas:
     ) -> Completion | Failure:
         began = time.monotonic()
         try:
-            status, said, wait = await self._send(session, replica, path, body)
+            status, answer, wait = await self._send(session, replica, path, body)
         except (aiohttp.ClientError, OSError) as error:
-            if _is_silence(error):
+            if _is_timeout(error):
                 reason = f"no answer in {self._to.timeout_seconds:g} s"
                 await self._probe(session, replica, reason)
                 await self._check_model(session, replica, began)
@@ -170,14 +174,14 @@ class Replicas:
             return Failure(f"connection: {reason}", retryable=True, is_cut=True)
         if status == 200:
             replica.answered_at = time.monotonic()
-            return completion_from(said, n_rows)
-        failure = failure_from(status, said, wait)
+            return completion_from(answer, n_rows)
+        failure = failure_from(status, answer, wait)
         if status in _REFUSES_ALL:
             raise StepError(
                 f"{replica.url}/{path} refuses model {self._to.model} ({failure.problem}). Check engine.api_key_env, "
                 "engine.served_model and engine.urls. Finished rows are kept; the same command goes on from there."
             )
-        if failure.is_busy and status != 429:  # a gateway speaks so for a server that is gone
+        if failure.is_busy and status != 429:  # a gateway answers so for a server that is gone
             await self._probe(session, replica, failure.problem)
         else:
             replica.answered_at = time.monotonic()
@@ -186,35 +190,36 @@ class Replicas:
     async def _send(
         self, session: aiohttp.ClientSession, replica: Replica, path: str, body: Json
     ) -> tuple[int, bytes, str | None]:
-        """Status, text, and the wait that the server asks for."""
+        """Status, body, and the Retry-After header of the reply."""
         async with session.post(f"{replica.url}/{path}", json={"model": self._to.model, **body}) as response:
             return response.status, await response.read(), response.headers.get("Retry-After")
 
-    async def _send_least(self, session: aiohttp.ClientSession, replica: Replica) -> tuple[int, bytes]:
-        """Ask for one token."""
+    async def _ask_token(self, session: aiohttp.ClientSession, replica: Replica) -> tuple[int, bytes]:
+        """Status and body of the reply to the smallest request, for one token."""
         body: Json = {"max_tokens": 1, "temperature": 0.0}
         if self._to.prompts is None:
             path, body["messages"] = "chat/completions", [{"role": "user", "content": "Hello"}]
         else:
-            path, body["prompt"] = "completions", [[0]]  # an id that every model has
-        status, said, _ = await self._send(session, replica, path, body)
-        return status, said
+            path, body["prompt"] = "completions", [[0]]  # every model has a token 0
+        status, answer, _ = await self._send(session, replica, path, body)
+        return status, answer
 
     # --- servers that fail ---
 
     async def _probe(self, session: aiohttp.ClientSession, replica: Replica, reason: str) -> None:
-        """After a request without an answer: is the server still there? If it is not, it gets no more rows.
+        """Find out, after a request without an answer, whether the server is gone, and take it out of use if it is.
 
-        Refused connections tell it within seconds. Silence may be work: it must last, towards every row.
+        Refused connections show that within seconds. A server that only does not answer may be working: it is gone
+        when it has answered no row for PATIENCE_SECONDS.
 
         Raises:
-            StepError: It is our own server and it has died.
+            StepError: This step started the server, and it has died.
         """
         began = time.monotonic()
         n_refused = 0
         while n_refused < PROBE_TRIES and (left := began + PATIENCE_SECONDS - time.monotonic()) > 0:
-            if said := self._to.explain_death():
-                raise StepError(f"{said}\nFinished rows are kept; the same command goes on from there.")
+            if death := self._to.explain_death():
+                raise StepError(f"{death}\nFinished rows are kept; the same command goes on from there.")
             if replica.dead is not None or replica.answered_at > began:
                 return
             try:
@@ -223,22 +228,24 @@ class Replicas:
                     if response.status < 500:
                         return
             except (aiohttp.ClientError, OSError):
-                n_refused += 1  # or silent until nothing is left
+                n_refused += 1  # refused, or no answer in the time that was left
             await asyncio.sleep(PROBE_SECONDS)
         if replica.answered_at <= began:
             self._take_out(replica, reason)
 
     async def _check_model(self, session: aiohttp.ClientSession, replica: Replica, began: float) -> None:
-        """After a silent row, beside which nothing was answered: does the model still say anything?
+        """Find out, after a row has timed out, whether the model hangs, and take its server out of use if it does.
 
-        An API may answer for a model that hangs, and each row would wait its full time for it. Or the rows are no more
-        than long: then one token comes. Rows without another server wait for it, so that they are not in its way.
+        The API of a server may answer while its model hangs, and then every row would wait for its full time-out. Or
+        the row is only long: then the model still gives one token, which is what is asked for here. A server that has
+        answered any row meanwhile is not asked. Where there is no other server, the rows wait until the check is done,
+        so that they do not slow it down.
 
         Args:
             began: When the row was sent.
 
         Raises:
-            StepError: It is our own server and it hangs.
+            StepError: This step started the server, and its model hangs.
         """
         has_others = any(not other.is_checked for other in self._living(beside=replica))
         while replica.is_checked:
@@ -249,18 +256,19 @@ class Replicas:
             return
         replica.is_checked = True
         try:
-            # A wrong verdict on the last one would end the job; any other may come back.
+            # Without a time-out for the last server: taking that one out by mistake would end the job, whereas any
+            # other server may come back.
             async with asyncio.timeout(PATIENCE_SECONDS if has_others else None):
-                await self._send_least(session, replica)
-            is_silent = False
+                await self._ask_token(session, replica)
+            hangs = False
         except (aiohttp.ClientError, OSError) as error:
-            is_silent = _is_silence(error)
+            hangs = _is_timeout(error)
         finally:
             replica.is_checked = False
-        if not is_silent:
-            replica.answered_at = time.monotonic()  # if by a broken connection, the next row finds out what it means
+        if not hangs:
+            replica.answered_at = time.monotonic()  # even by a broken connection: the next row probes that
         if replica.answered_at > began or (has_others and not self._living(beside=replica)):
-            return  # or it has become the last one, and was not given the time of that
+            return  # it answered; or it has become the last server, and was asked with the time-out of the others
         reason = f"it hangs: no row was answered in {self._to.timeout_seconds:g} s, nor one token after that"
         if (lines := self._to.last_lines()) is not None:
             raise StepError(
@@ -291,7 +299,7 @@ class Replicas:
             await asyncio.sleep(RETURN_SECONDS)
 
     async def _is_back(self, session: aiohttp.ClientSession, replica: Replica) -> bool:
-        """Whether it has the model and gives a token: by its list alone, one that fails every row would be back."""
+        """Whether it lists the model and gives a token: a server that fails every row may still list its models."""
         try:
             async with session.get(
                 f"{replica.url}/models", timeout=aiohttp.ClientTimeout(total=ASK_SECONDS)
@@ -299,14 +307,14 @@ class Replicas:
                 if response.status != 200 or not lists_model(await response.read(), self._to.model, self._to.context):
                     return False
             async with asyncio.timeout(PATIENCE_SECONDS):
-                status, said = await self._send_least(session, replica)
+                status, body = await self._ask_token(session, replica)
         except (aiohttp.ClientError, OSError):
             return False
-        return status == 200 and not isinstance(completion_from(said, 1), Failure)
+        return status == 200 and not isinstance(completion_from(body, 1), Failure)
 
 
 def _tries(failure: Failure, n_rows: int) -> int:
-    """How often a request is tried that fails so. A group of which one row may be the cause is asked row by row."""
+    """How often a request that fails in this way is tried. A group is not: its rows are then asked one by one."""
     if failure.is_busy:
         return BUSY_TRIES
     if n_rows > 1:
@@ -315,10 +323,10 @@ def _tries(failure: Failure, n_rows: int) -> int:
 
 
 def _backoff(n_tries: int) -> float:
-    """Seconds to wait: doubled each time, with jitter so that rows do not come back all at once."""
+    """Seconds until the next try: doubled each time, with jitter so that rows do not come back all at once."""
     return random.uniform(0.5, 1.0) * min(MAX_BACKOFF_SECONDS, BACKOFF_SECONDS * 2.0 ** (n_tries - 1))
 
 
-def _is_silence(error: Exception) -> bool:
-    """Whether a server took the connection and then said nothing in time."""
+def _is_timeout(error: Exception) -> bool:
+    """Whether a server accepted the connection and then did not answer in time."""
     return isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError)

@@ -1,8 +1,8 @@
-"""Many rows in flight at a time for a caller that just reads results: a thread with the event loop that answers them.
+"""Many rows in flight at a time for a caller that only iterates over results: an event loop in a thread of its own.
 
-Memory is that of the rows in flight, however slowly the results are read.
+Memory is that of the rows in flight, however slowly the caller reads.
 
-Not covered: what answering is, and the order of the results, which come as they are found.
+Not covered: how a row is answered, and order: results come as they finish.
 """
 
 from __future__ import annotations
@@ -26,11 +26,14 @@ def stream(
     open_session: Callable[[], AbstractAsyncContextManager[aiohttp.ClientSession]],
     answer: Callable[[aiohttp.ClientSession, list[Item]], Awaitable[list[Found]]],
 ) -> Iterator[Found]:  # fmt: skip
-    """Answer groups of rows concurrently in a thread of its own; results as they come.
+    """Answer groups of rows concurrently, in a thread of its own; results as they finish.
 
     Args:
-        n_places: Groups in flight at a time. A place is free again only when its results have been taken, so that a
+        groups: Read in that thread, as they are needed.
+        n_places: Groups in flight at a time. A place is free again only when its results have been read, so that a
             slow reader does not fill the memory.
+        open_session: Opens what `answer` sends requests with, for as long as the stream lasts.
+        answer: The results of one group.
     """
     worker = _Worker(groups, n_places, open_session, answer)
     worker.start()
@@ -58,9 +61,11 @@ class _Worker(Generic[Item, Found]):
         self._thread = threading.Thread(target=self._run, name="engine-client", daemon=True)
 
     def start(self) -> None:
+        """Start to answer."""
         self._thread.start()
 
     def results(self) -> Iterator[Found]:
+        """The results as they finish; raises what reading or answering a group has raised."""
         while (item := self._out.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
@@ -68,6 +73,7 @@ class _Worker(Generic[Item, Found]):
             self._loop.call_soon_threadsafe(self._places.release)
 
     def stop(self) -> None:
+        """Cancel what is in flight, and wait for the thread."""
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(lambda: self._main and self._main.cancel())
             self._thread.join()
@@ -80,15 +86,15 @@ class _Worker(Generic[Item, Found]):
             self._loop.run_until_complete(self._main)
         except asyncio.CancelledError:
             pass
-        except BaseException as error:  # whatever it is, the caller waits for it
+        except BaseException as error:  # of every kind: the caller waits for it in `results`
             self._out.put(_first(error))
-        # The thread that reads the caller's rows must be gone before the caller goes on.
+        # The thread that reads the rows must have ended before the caller closes what it reads from.
         self._loop.run_until_complete(self._loop.shutdown_default_executor())
         self._out.put(None)
 
     async def _answer_all(self) -> None:
         async with self._open_session() as session, asyncio.TaskGroup() as tasks:
-            # In a thread: reading and preparing rows must not keep replies waiting.
+            # In a thread, so that reading rows does not delay the handling of replies.
             while ahead := await asyncio.to_thread(lambda: list(islice(self._groups, 4))):
                 for group in ahead:
                     await self._places.acquire()
@@ -99,7 +105,7 @@ class _Worker(Generic[Item, Found]):
 
 
 def _first(error: BaseException) -> BaseException:
-    """The first single error of a group: the others are of the same cause."""
+    """The first single error of a group: the others have the same cause."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error

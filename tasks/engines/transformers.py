@@ -1,7 +1,7 @@
-"""In-process generation with transformers: for tiny models, CPUs and Apple machines.
+"""The engine kind `transformers`: a model in the process of the step, for tiny models, CPUs and Apple machines.
 
-Floating-point results depend on the batch a row shares, so batches are fixed ahead from the rows alone: a resumed step
-repeats a batch whole and gets the same bits.
+Floating-point results depend on the other rows of a batch. So batches are planned ahead from the rows alone, and a
+resumed step repeats an unfinished batch as a whole, which gives the same bits.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-WINDOW_ROWS = 4_096  # rows sorted by length together: enough for full batches, flat in memory
+WINDOW_ROWS = 4_096  # rows that are sorted by length together: enough to fill batches, and memory stays constant
 
 
 @contextmanager
@@ -38,7 +38,7 @@ class TransformersEngine:
     """A model in this process, with an adapter on top if given.
 
     Args:
-        batch_tokens: Padded tokens a batch, prompt and answer together: the memory it needs.
+        batch_tokens: Most padded tokens of a batch, prompts and answers together, which decides the memory it needs.
     """
 
     def __init__(self, model: ModelConfig, *, batch_tokens: int, adapter: Path | None = None) -> None:
@@ -53,7 +53,7 @@ class TransformersEngine:
     def generate(
         self, requests: Iterable[Request], sampling: Sampling, *, done: Container[str] = ()
     ) -> Iterator[Reply]:
-        """Answer in batches of like length; a batch with an unfinished row is repeated whole, for the same bits."""
+        """Answer in batches of similar length; a batch with an unfinished row is repeated as a whole."""
         pending = iter(requests)
         while window := list(islice(pending, WINDOW_ROWS)):
             for batch in self.batches(window):
@@ -66,8 +66,8 @@ class TransformersEngine:
         return LoadedModel(self.model, self.tokenizer)
 
     def batches(self, requests: list[Request]) -> list[list[Request]]:
-        """Requests of like length together, as many as fit `batch_tokens`; ties in length go by key."""
-        # Characters stand in for tokens: cheap, and only the order matters much.
+        """Requests of similar length together, as many as fit into `batch_tokens`; equal lengths are sorted by key."""
+        # Lengths are counted in characters, which is cheap: only their order matters much.
         measured = sorted((sum(len(m["content"]) for m in r.messages), r.key, r) for r in requests)
         made: list[list[Request]] = []
         for n_chars, _, request in measured:
@@ -132,7 +132,7 @@ class TransformersEngine:
         return {end for end in [*ends, self.tokenizer.eos_token_id] if end is not None}
 
     def _choose(self, batch: list[tuple[Request, list[int]]], choices: tuple[str, ...]) -> Iterator[Reply]:
-        """The choice whose tokens are the most probable; each is measured in a forward pass of its own."""
+        """The most probable choice of each row; every choice is measured in a forward pass of its own."""
         found: dict[str, dict[str, float]] = {request.key: {} for request, _ in batch}
         for choice in choices:
             ids = self._prompts.choice_ids(choice)
@@ -145,7 +145,7 @@ class TransformersEngine:
             yield Reply(request.key, best, "stop", len(prompt), 1, choice_logprobs=logprobs)
 
     def likelihoods(self, continuations: Iterable[Continuation], *, done: Container[str] = ()) -> Iterator[Likelihood]:
-        """Measured in batches of like length; one with an unfinished row is repeated whole, for the same bits."""
+        """Measure in batches of similar length; a batch with an unfinished row is repeated as a whole."""
         pending = iter(continuations)
         while window := list(islice(pending, WINDOW_ROWS)):
             by_key = {c.key: c for c in window}
@@ -192,9 +192,9 @@ class TransformersEngine:
 
 
 def _neutral(config: GenerationConfig) -> GenerationConfig:
-    """Where an answer ends, and nothing else that a model's repository says of decoding, such as a penalty.
+    """The tokens that end an answer, without other settings of the model's repository, such as a penalty.
 
-    The recipe alone says how is sampled; our vLLM servers are started so, too.
+    Only the recipe decides how answers are sampled. The vLLM servers that steps start ignore such settings, too.
     """
     from transformers import GenerationConfig
 

@@ -35,8 +35,8 @@ _POLL_SECONDS = 0.25
 _LOG_LINES, _LOG_ERRORS = 15, 5
 _ERROR = re.compile(r"\b[A-Z]\w*(?:Error|Exception): ")
 _NOISE = re.compile(r"leaked|nanobind|resource_tracker|warnings\.warn|skipped remainder")
-# Ends with its parent (PR_SET_PDEATHSIG), then becomes the server. vLLM's console script is not used: it looks for a
-# distribution called vllm, and CPU builds are called otherwise.
+# Asks the kernel for a signal when the parent dies (PR_SET_PDEATHSIG), then becomes the server. vLLM's console script
+# is not used: it looks for a distribution called vllm, and CPU builds have another name.
 _LAUNCH = """
 import ctypes, os, runpy, signal, sys
 parent = int(sys.argv.pop(1))
@@ -47,25 +47,26 @@ if os.getppid() != parent:
 sys.argv[0] = "vllm.entrypoints.openai.api_server"
 runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__", alter_sys=True)
 """
-# On a CPU, vLLM's own LoRA is slow, and wrong for the base in a batch with adapters: see the module there.
+# On a CPU, vLLM's own LoRA is slow, and wrong for rows of the base model in a batch with adapters.
 _GROUPED_LORA = Path(__file__).parent / "vllm_cpu" / "grouped_lora.py"
 CPU_KV_CACHE_GB = 2
-# Our import path: it has its own transformers. Threads: `execution.threads` is about steps that share the cores; this
-# step does nothing but wait for the server. The key: with it, the server would refuse us.
-_NOT_ITS_BUSINESS = ("PYTHONPATH", "PYTHONHOME", "OMP_NUM_THREADS", "VLLM_API_KEY")
+# Variables that the server does not inherit. Our import path: the server has its own transformers. Threads:
+# `execution.threads` is for steps that share the cores, and this step only waits for the server. The key: with it, the
+# server would refuse our requests.
+_NOT_INHERITED = ("PYTHONPATH", "PYTHONHOME", "OMP_NUM_THREADS", "VLLM_API_KEY")
 
 
 class VllmServer:
     """A running vLLM server; use as a context manager.
 
     Args:
-        adapters: LoRA folders by the name they are asked for.
-        log: Where its output goes.
+        adapters: LoRA folders by the name under which requests ask for them.
+        log: The file to which its output is appended.
 
     Raises:
         ConfigError: There is no vLLM environment.
-        DataError: An adapter is none that it could serve.
-        StepError: It did not come up; the message ends with its last lines.
+        DataError: vLLM cannot serve one of the adapters.
+        StepError: The server did not come up; the message ends with its last lines.
     """
 
     def __init__(
@@ -81,11 +82,13 @@ class VllmServer:
 
     @property
     def url(self) -> str:
+        """The base URL of its API; it has a port once it is entered."""
         return f"http://127.0.0.1:{self.port}/v1"
 
     @property
     def pid(self) -> int:
-        assert self._process is not None  # entered
+        """Its first process, which leads its process group."""
+        assert self._process is not None  # only a server that is entered is asked
         return self._process.pid
 
     @property
@@ -99,8 +102,8 @@ class VllmServer:
         self._log.parent.mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
         with self._log.open("ab") as log:
-            self._log_begins = log.tell()  # an earlier server may have written there
-            # A session of its own, so that all its processes can be ended together.
+            self._log_begins = log.tell()  # an earlier server may have written to the same file
+            # A session of its own makes a process group of its own, which is ended as a whole.
             self._process = subprocess.Popen(
                 [str(self._python), "-c", _LAUNCH, str(os.getpid()), *self._arguments()],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
@@ -127,14 +130,14 @@ class VllmServer:
         return f"the vLLM server ended with code {self._process.returncode}; its last lines:\n{self.last_lines()}"
 
     def last_lines(self) -> str:
-        """The telling ones of its log."""
+        """The lines of its log that say what went wrong, indented."""
         try:
             with self._log.open("rb") as log:
                 log.seek(self._log_begins)
                 lines = log.read().decode(errors="replace").splitlines()
         except OSError:
             return "    (no log)"
-        return "\n".join(f"    {line[:300]}" for line in _telling(lines))
+        return "\n".join(f"    {line[:300]}" for line in _lines_on_failure(lines))
 
     def _arguments(self) -> list[str]:
         c = self._config
@@ -148,16 +151,17 @@ class VllmServer:
         if has_cuda():
             found += ["--gpu-memory-utilization", str(c.memory_share)]
         else:
-            # A seeded request whose prompt is taken in two steps ends the server: a CPU's generators have no offset.
+            # Without this, a seeded request whose prompt is computed in two chunks kills the server: the random
+            # generators of a CPU have no offset.
             found.append("--no-enable-chunked-prefill")
         if c.quantization:
             found += ["--quantization", c.quantization]
         if self._adapters:
-            loras = [_lora(folder) for folder in self._adapters.values()]
+            loras = [_lora_shape(folder) for folder in self._adapters.values()]
             rank = _lora_rank(max(lora.rank for lora in loras))
             found += ["--enable-lora", "--max-loras", str(len(loras)), "--max-lora-rank", str(rank)]
-            # Of a module that is not named, vLLM drops the weights without a word. Without any name it takes lm_head,
-            # too, in which, on a CPU, prompt log-probabilities of several rows at once kill vLLM 0.32.
+            # vLLM silently drops the weights of a module that is not named here. Without any name it adapts lm_head,
+            # too; with that, on a CPU, prompt log-probabilities of several rows at once kill vLLM 0.32.
             found += ["--lora-target-modules", *sorted({name for lora in loras for name in lora.modules})]
             found += ["--lora-modules", *(f"{name}={folder}" for name, folder in self._adapters.items())]
         if self._groups_lora():
@@ -173,12 +177,12 @@ class VllmServer:
         ours = {
             "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_CPU_KVCACHE_SPACE": str(CPU_KV_CACHE_GB),
             "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-            # FlashInfer's would be compiled at the start, by an nvcc that images and most machines do not have.
+            # FlashInfer would compile its sampler at the start, with an nvcc that images and most machines lack.
             "VLLM_USE_FLASHINFER_SAMPLER": "0",
         }  # fmt: skip
         if self._groups_lora():
             ours["PYTHONPATH"] = str(_GROUPED_LORA.parent)
-        kept = {name: value for name, value in os.environ.items() if name not in _NOT_ITS_BUSINESS}
+        kept = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
         return ours | kept
 
     def _groups_lora(self) -> bool:
@@ -186,8 +190,8 @@ class VllmServer:
 
     def _wait(self, started: float) -> None:
         while time.monotonic() - started < self._config.start_timeout_seconds:
-            if said := self.explain_death():
-                raise StepError(f"{said}\nCorrect the engine section of the recipe, or see {self._log}.")
+            if death := self.explain_death():
+                raise StepError(f"{death}\nCorrect the engine section of the recipe, or see {self._log}.")
             if _answers(f"http://127.0.0.1:{self.port}/health"):
                 return
             time.sleep(_POLL_SECONDS)
@@ -199,7 +203,7 @@ class VllmServer:
     def _end(self) -> None:
         if self._process is not None:
             end_group(self._process.pid)
-            self._process.poll()  # takes its exit code, so that no zombie stays
+            self._process.poll()  # reads the exit code, so that no zombie stays
             remove_record(self._process.pid)
 
 
@@ -233,30 +237,32 @@ def _free_port() -> int:
 
 def _answers(url: str) -> bool:
     try:
-        # Past any proxy of the environment: it is our own server.
+        # Without the proxies of the environment: the server runs on this machine.
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=2) as response:
             return bool(response.status == 200)
     except (urllib.error.URLError, OSError):
         return False
 
 
-def _telling(lines: list[str]) -> list[str]:
-    """The lines that say what went wrong: errors by name, then the last ones, without what interpreters say at exit."""
-    said = [line for line in lines if line.strip() and not _NOISE.search(line)]
-    errors = [line for line in said if _ERROR.search(line)]
-    return list(dict.fromkeys([*errors[-_LOG_ERRORS:], *said[-_LOG_LINES:]]))
+def _lines_on_failure(lines: list[str]) -> list[str]:
+    """The last lines that name an error, then the last lines, without what interpreters write when they exit."""
+    kept = [line for line in lines if line.strip() and not _NOISE.search(line)]
+    errors = [line for line in kept if _ERROR.search(line)]
+    return list(dict.fromkeys([*errors[-_LOG_ERRORS:], *kept[-_LOG_LINES:]]))
 
 
-class _Lora(NamedTuple):
+class _LoraShape(NamedTuple):
+    """What the server must know of an adapter before it loads it; `modules` are the names of what it adapts."""
+
     rank: int
     modules: frozenset[str]
 
 
-def _lora(adapter: Path) -> _Lora:
-    """What the server must be told of an adapter before it loads it.
+def _lora_shape(adapter: Path) -> _LoraShape:
+    """The shape of an adapter, from its config.
 
     Raises:
-        DataError: Its modules are given otherwise than by their names, such as by a pattern.
+        DataError: The config gives no list of module names, but a pattern, for example.
     """
     path = adapter / "adapter_config.json"
     config = json.loads(path.read_text())
@@ -266,10 +272,10 @@ def _lora(adapter: Path) -> _Lora:
             f"{path}: target_modules is {names!r}, and vLLM needs a list of module names. Write the names that the "
             "adapter was trained on, or use engine kind transformers."
         )
-    # Last parts: vLLM compares those, and would match no "self_attn.q_proj".
-    return _Lora(int(config["r"]), frozenset(name.rpartition(".")[2] for name in names))
+    # vLLM compares the last part of a module's name, and would not match "self_attn.q_proj".
+    return _LoraShape(int(config["r"]), frozenset(name.rpartition(".")[2] for name in names))
 
 
 def _lora_rank(needed: int) -> int:
-    """vLLM takes certain ranks only; the next larger one costs memory alone."""
+    """The rank to reserve: vLLM takes certain ranks only, and a larger one than needed costs nothing but memory."""
     return next((rank for rank in (8, 16, 32, 64, 128, 256, 320, 512) if rank >= needed), needed)

@@ -1,4 +1,4 @@
-"""What OpenAI-compatible servers send back, checked before anything is believed: their replies are untrusted input."""
+"""The replies of OpenAI-compatible servers: parsed and checked, because they are untrusted input."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from pydantic import BaseModel, ValidationError
 from tasks.engines.base import Reply
 
 _BUSY = {429, 502, 503, 504}
-_TRANSIENT = {403, 408, 409, 425, 500}  # 403: firewalls refuse single texts so; for good it must not be
-_ROUNDING = 1e-6  # of a sum of probabilities
+_TRANSIENT = {403, 408, 409, 425, 500}  # 403: a firewall may refuse a single text so, and take it later
+_MIN_LEFT = 1e-6  # probability that is left beside the listed tokens at least: their sum may be rounded up to 1
 
 
 class Failure(NamedTuple):
-    """Why a request gave nothing.
+    """Why a request got no usable reply.
 
     Attributes:
-        retryable: Whether another try, later, may help.
-        is_busy: The server takes nothing now, whatever it is asked: no row is to blame.
+        problem: "<type>: what went wrong", as a row's problem.
+        retryable: Whether a later retry may help.
+        is_busy: The server takes no request now, so the rows of this one did not cause the failure.
         is_cut: The connection broke.
-        wait_seconds: What the server asks for before the next try.
+        wait_seconds: The wait before the next try that the server asks for (Retry-After); 0 without one.
     """
 
     problem: str
@@ -32,24 +33,28 @@ class Failure(NamedTuple):
 
 
 class Usage(BaseModel):
+    """The number of tokens of a request; None where the server does not count them."""
+
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
 
 
 class Logprob(BaseModel):
+    """A token with its log-probability in nats."""
+
     token: str = ""
     logprob: float
 
 
 class Position(BaseModel):
-    """`token` is the one that was said."""
+    """One place of an answer: the token that was generated there, and the most probable ones."""
 
     token: str = ""
     top_logprobs: list[Logprob]
 
 
 class Logprobs(BaseModel):
-    """`tokens` and `top_logprobs` in completions, `content` in chats."""
+    """Log-probabilities of an answer: `tokens` and `top_logprobs` in completions, `content` in chats."""
 
     tokens: list[str] | None = None
     top_logprobs: list[dict[str, float] | None] | None = None
@@ -57,11 +62,13 @@ class Logprobs(BaseModel):
 
 
 class ChatMessage(BaseModel):
+    """The answer of a chat."""
+
     content: str | None = None
 
 
 class Choice(BaseModel):
-    """`text` in completions, `message` in chats; the last two are vLLM's own."""
+    """One answer: `text` in completions, `message` in chats. Only vLLM sends the last two fields."""
 
     index: int = 0
     text: str | None = None
@@ -73,12 +80,14 @@ class Choice(BaseModel):
 
 
 class Completion(BaseModel):
+    """The reply to one request, which may hold several prompts."""
+
     choices: list[Choice]
     usage: Usage | None = None
 
 
 class ListedModel(BaseModel):
-    """`max_model_len` is vLLM's own."""
+    """One model of a server's list. Only vLLM sends `max_model_len`, the longest prompt with its answer in tokens."""
 
     id: str
     owned_by: str | None = None
@@ -86,13 +95,15 @@ class ListedModel(BaseModel):
 
 
 class ModelList(BaseModel):
+    """The models that a server lists."""
+
     data: list[ListedModel]
 
 
-def completion_from(said: bytes, n_rows: int) -> Completion | Failure:
-    """The reply with its choices in the order of the prompts, if it is what was asked for."""
+def completion_from(body: bytes, n_rows: int) -> Completion | Failure:
+    """The reply with one choice for each prompt, in the order of the prompts; a failure if it is anything else."""
     try:
-        found = Completion.model_validate_json(said)
+        found = Completion.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -107,27 +118,31 @@ def completion_from(said: bytes, n_rows: int) -> Completion | Failure:
     return found
 
 
-def failure_from(status: int, said: bytes, retry_after: str | None) -> Failure:
-    text = " ".join(said.decode(errors="replace").split())[:300]
+def failure_from(status: int, body: bytes, retry_after: str | None) -> Failure:
+    """The failure that a reply with a status other than 200 stands for."""
+    text = " ".join(body.decode(errors="replace").split())[:300]
     if status in _BUSY:
-        return Failure(f"http_{status}: {text}", True, is_busy=True, wait_seconds=_asked_wait(retry_after))
+        return Failure(f"http_{status}: {text}", True, is_busy=True, wait_seconds=_wait_seconds(retry_after))
     if "context length" in text or "max_model_len" in text or "maximum model length" in text:
         return Failure(f"context_overflow: {text}", retryable=False)
     return Failure(f"http_{status}: {text}", retryable=status in _TRANSIENT)
 
 
-def _asked_wait(retry_after: str | None) -> float:
-    """Seconds of a Retry-After header; 0 for its rare form with a date."""
+def _wait_seconds(retry_after: str | None) -> float:
+    """The seconds of a Retry-After header; 0 without it, and for its rare form with a date."""
     try:
         return max(0.0, float(retry_after or 0))
     except ValueError:
         return 0.0
 
 
-def lists_model(said: bytes, name: str, context: int | None) -> bool:
-    """Whether a server's list of models has one, for prompts as long as before; so does a list that cannot be read."""
+def lists_model(body: bytes, name: str, context: int | None) -> bool:
+    """Whether a server lists a model and takes prompts of `context` tokens for it.
+
+    A list that cannot be read counts as one that has the model: some servers send none.
+    """
     try:
-        found = ModelList.model_validate_json(said)
+        found = ModelList.model_validate_json(body)
     except ValidationError:
         return True
     return any(
@@ -139,36 +154,44 @@ def lists_model(said: bytes, name: str, context: int | None) -> bool:
 def reply_from(
     key: str, choice: Choice, n_prompt: int | None, n_new: int | None, logprobs: dict[str, float] | None
 ) -> Reply:
+    """The reply to a row; an answer that the server broke off is a problem."""
     reason = choice.finish_reason
     if reason not in ("stop", "length"):
-        # A filter would say the same again; "abort" and "error" are the server's.
+        # A content filter would decide the same again. "abort" and "error" are failures of the server.
         retryable = reason in (None, "abort", "error")
         return Reply(key, None, problem=f"unfinished: the server ended with {reason!r}", retryable=retryable)
     text = choice.text if choice.message is None else choice.message.content
     return Reply(key, (text or "").strip(), reason, n_prompt, n_new, choice_logprobs=logprobs)
 
 
-def chosen(top: dict[str, float], names: dict[str, str], said: str) -> dict[str, float] | None:
-    """Log-probabilities of the choices by the name of their first token; None if those do not tell them apart.
+def choice_logprobs(top: dict[str, float], names: dict[str, str], generated: str) -> dict[str, float] | None:
+    """The log-probability of each choice, which is that of its first token.
 
-    None, too, where another token was said: then the choices are far behind it, and which of them is ahead there tells
-    nothing of the answer that follows. One that is not among the top ones is at most as probable as the last of them,
-    and as all that they leave, and counts so.
+    Args:
+        top: Log-probabilities of the most probable tokens, by the token's name.
+        names: The name of the first token of each choice.
+        generated: The name of the token that was generated.
+
+    Returns:
+        None if two choices begin with the same token, or another token was generated: then the choices are far less
+        probable than that one, and their order tells nothing of the answer that follows. A choice that is not in `top`
+        counts as probable as the least probable token of `top`, or as all that `top` leaves, whichever is less.
     """
-    if len(set(names.values())) < len(names) or said not in names.values() or said not in top:
+    if len(set(names.values())) < len(names) or generated not in names.values() or generated not in top:
         return None
-    left = max(_ROUNDING, 1 - sum(math.exp(min(0.0, logprob)) for logprob in top.values()))
+    left = max(_MIN_LEFT, 1 - sum(math.exp(min(0.0, logprob)) for logprob in top.values()))
     floor = min(*top.values(), math.log(left))
     return {choice: top.get(name, floor) for choice, name in names.items()}
 
 
 def logprobs_of_texts(choice: Choice, choices: tuple[str, ...]) -> dict[str, float] | None:
+    """The log-probability of each choice from a chat, whose tokens are texts; None as in `choice_logprobs`."""
     content = (choice.logprobs and choice.logprobs.content) or []
     if not content:
         return None
-    # The most probable last, so that it is what " Accept" and "accept" together are read as.
+    # Sorted so that of " Accept" and "accept", which become one name, the more probable one is kept.
     entries = sorted(content[0].top_logprobs, key=lambda entry: entry.logprob)
     top = {entry.token.strip().lower(): entry.logprob for entry in entries}
     longest_first = sorted(filter(None, top), key=len, reverse=True)
     names = {c: next((t for t in longest_first if c.lower().startswith(t)), c) for c in choices}
-    return chosen(top, names, content[0].token.strip().lower())
+    return choice_logprobs(top, names, content[0].token.strip().lower())

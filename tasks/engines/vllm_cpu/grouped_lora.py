@@ -1,17 +1,17 @@
-"""LoRA in a vLLM server on a CPU: one product for each adapter of a batch, and rows of the base model left alone.
+"""LoRA in a vLLM server on a CPU: one matrix product for each adapter of a batch, and none for rows of the base model.
 
-vLLM's own way there (`vllm.lora.ops.torch_ops.lora_ops`, seen in 0.32) is a fallback with two faults:
+On a CPU, vLLM 0.32 has a fallback (`vllm.lora.ops.torch_ops.lora_ops`) with two faults:
 
-- It gathers `weights[indices]`, a copy of an adapter's (out, in) matrix for every row (token) of a batch: most of the
-  time of a server with adapters.
-- A row of the base model has the index -1, which gathers the last adapter: in a batch with rows of adapters, it is
-  answered as if it had that one.
+- It gathers `weights[indices]`, which copies the (out, in) matrix of an adapter for every row (token) of a batch. That
+  takes most of the time of a server with adapters.
+- A row of the base model has the index -1, which gathers the last adapter. In a batch with rows of adapters, such a row
+  is therefore answered as if it had the last adapter.
 
-Here the rows of an adapter are taken together, (rows, in) @ (in, out), whatever lies between them.
+Here all rows of an adapter are multiplied at once, (rows, in) @ (in, out), wherever they stand in the batch.
 
-The server runs in an environment without our packages, so this file stands alone: its folder is on the server's import
-path, and `--worker-extension-cls grouped_lora.GroupedLora` loads it. A vLLM whose functions are not those that it
-knows keeps them, with a warning. When vLLM does this itself, the folder can go.
+The server runs in an environment without our packages, so this file imports none of them: its folder is on the server's
+import path, and `--worker-extension-cls grouped_lora.GroupedLora` loads it. If vLLM's functions are not the ones that
+it knows, it leaves them in place and logs a warning. The folder can be removed when vLLM does this itself.
 
 Not covered: GPUs, where vLLM has kernels of its own.
 """
@@ -34,16 +34,16 @@ Rows = Any  # a slice, or a tensor of row numbers
 
 
 class GroupedLora:
-    """What vLLM adds to its worker's class: nothing. Loading this module is what matters."""
+    """An empty base class for vLLM's worker: naming it makes vLLM import this module, which does the work."""
 
 
-# --- vLLM's functions for single rows; those for runs of rows call them. Names of parameters are vLLM's. ---
+# --- vLLM's functions for single rows, with vLLM's names of parameters. Its functions for runs of rows call them. ---
 
 
 def bgmv_shrink(
     inputs: Tensor, lora_b_weights: Tensor, output_tensor: Tensor, lora_indices_tensor: Tensor, scaling: float = 1.0
 ) -> None:
-    """Inputs times A; an adapter of a lower rank than the output's fills its first columns."""
+    """Inputs times A. An adapter whose rank is lower than the output's fills the first columns."""
     for rows, product in _products(inputs, lora_b_weights, lora_indices_tensor, output_tensor):
         output_tensor[rows, : product.shape[1]] = scaling * product
 
@@ -51,7 +51,7 @@ def bgmv_shrink(
 def bgmv_expand(
     inputs: Tensor, lora_b_weights: Tensor, output_tensor: Tensor, lora_indices_tensor: Tensor, add_inputs: bool = True
 ) -> None:
-    """Inputs times B; model and adapter may be padded to different widths."""
+    """Inputs times B. Model and adapter may be padded to different widths."""
     n_columns = min(lora_b_weights.shape[-2], output_tensor.shape[1])
     for rows, product in _products(inputs, lora_b_weights, lora_indices_tensor, output_tensor):
         _put(output_tensor[:, :n_columns], rows, product[:, :n_columns], add_inputs)
@@ -67,18 +67,19 @@ def bgmv_expand_slice(
 
 
 def _products(inputs: Tensor, weights: Tensor, indices: Tensor, output: Tensor) -> Iterator[tuple[Rows, Tensor]]:
-    """For each adapter of a batch its rows, and (rows, out): their inputs times its matrix, in the output's type.
+    """For each adapter of a batch, its rows and the product (rows, out) of their inputs and its matrix.
 
     Args:
         weights: (slots, out, in) or (slots, 1, out, in).
-        indices: The slot of each row, -1 without an adapter.
+        indices: The slot of each row; -1 for a row without an adapter.
+        output: Decides the type of the products.
     """
     if weights.dim() == 4:
         weights = weights.squeeze(1)
     slots = indices.unique().tolist()
     for slot in slots:
         if slot >= 0:
-            # Most batches have one adapter: nothing is copied then.
+            # Most batches have one adapter, and then nothing is copied.
             rows = slice(None) if len(slots) == 1 else (indices == slot).nonzero()[:, 0]
             yield rows, inputs[rows].to(output.dtype) @ weights[slot].to(output.dtype).T
 
@@ -96,7 +97,7 @@ _OURS = (bgmv_shrink, bgmv_expand, bgmv_expand_slice)
 
 
 def install() -> None:
-    """Put the functions above in the place of vLLM's, if those are the ones they were made for."""
+    """Replace vLLM's functions by the ones above, if vLLM's are the ones that these were written for."""
     try:
         from vllm.lora.ops.torch_ops import lora_ops
         from vllm.lora.punica_wrapper import punica_cpu
@@ -114,7 +115,7 @@ def install() -> None:
 
 
 def _differences(ours: Callable[..., None], lora_ops: ModuleType, punica_cpu: ModuleType) -> list[str]:
-    """What is not as in the vLLM that this was made for."""
+    """How vLLM's functions differ from those that this was written for; empty if they do not."""
     name = ours.__name__
     runs = name.replace("bgmv", "sgmv")
     theirs, for_runs = getattr(lora_ops, name, None), getattr(lora_ops, runs, None)
@@ -129,14 +130,14 @@ def _differences(ours: Callable[..., None], lora_ops: ModuleType, punica_cpu: Mo
 
 
 def _parameters(function: object) -> list[tuple[str, object]] | None:
-    """Names and defaults in order; None for what is no plain function."""
+    """Names and defaults of the parameters in order; None if it is not a plain function."""
     if not isinstance(function, FunctionType):
         return None
     return [(parameter.name, parameter.default) for parameter in inspect.signature(function).parameters.values()]
 
 
 def _where_rows_match(ours: Callable[..., None], theirs: Callable[..., None]) -> Callable[..., None]:
-    """Ours where each row has an input, an index and an output; vLLM's spreads a single one over all, or cuts."""
+    """Ours if each row has an input, an index and an output; otherwise vLLM's, which broadcasts or cuts."""
 
     @functools.wraps(ours)
     def run(

@@ -12,7 +12,7 @@ from prefect import flow, task
 from prefect.futures import PrefectConcurrentFuture
 from prefect.states import Pending
 
-from flows.execution.devices import at_a_time, gpu_remarks
+from flows.execution.devices import gpu_remarks, steps_at_a_time
 from flows.execution.runner import PrefectRunner, Wanted
 from tasks.artifacts.store import open_store
 from tasks.config import RunConfig
@@ -25,7 +25,7 @@ JUDGE = {"model": {"base": "lab-judge"}}
 @pytest.mark.parametrize(("visible", "n"), [("0", 1), (EIGHT, 1), ("", 4), ("-1", 4)])
 def test_where_there_is_a_gpu_steps_go_one_after_the_other_and_that_is_said(monkeypatch, visible, n):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert at_a_time(4) == n
+    assert steps_at_a_time(4) == n
     asked = {"engine": {"kind": "vllm", "data_parallel": 8}, "execution": {"workers": 4}}
     said = gpu_remarks(RunConfig.model_validate(asked))
     assert [remark.startswith("execution.workers=4: one step at a time here") for remark in said] == [True] * (n == 1)

@@ -21,6 +21,7 @@ from typing import TypeVar
 import fsspec
 import tenacity
 
+from tasks.artifacts.digest import file_digest
 from tasks.artifacts.files import StoredFile
 from tasks.errors import SsrError, StoreError
 
@@ -137,12 +138,18 @@ class S3Files:
 
         self._do("write", path, put)
 
-    def download(self, path: str, target: Path) -> None:
-        """Copy an object to a local file, which appears whole or not at all."""
+    def download(self, path: str, target: Path, *, sha256: str | None = None) -> None:
+        """Copy an object to a local file, which appears whole or not at all.
+
+        Raises:
+            ValueError: The content does not have the digest `sha256`.
+        """
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
         try:
             self._do("read", path, lambda: self.fs.get_file(path, str(part)))
+            if sha256 and file_digest(part) != sha256:
+                raise ValueError(f"{path}: not the content that was written")
             part.replace(target)
         finally:
             part.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -52,9 +53,17 @@ class S3Store(Store):
     def _fetch_file(self, ref: Ref, entry: FileEntry, target: Path) -> None:
         if target.exists() and file_digest(target) == entry["sha256"]:
             return
-        # Twice: the bytes may have been damaged on the way.
-        if self._fetched(ref, entry, target) or self._fetched(ref, entry, target):
-            return
+        path = self.path("steps", ref["step"], ref["fingerprint"], entry["name"])
+        try:
+            for _ in range(2):  # the bytes may have been damaged on the way
+                with suppress(ValueError):
+                    self.files.download(path, target, sha256=entry["sha256"])
+                    return
+        except FileNotFoundError as error:
+            raise StoreError(
+                f"{self.link(ref, entry['name'])}: not there, though the manifest names it. "
+                "Run the same command again to make it."
+            ) from error
         where, now = self.link(ref, entry["name"]), self.manifest(**ref)
         if now is not None and entry not in now.files:
             raise StoreError(f"{where}: made again while it was read. Run the same command again.")
@@ -65,24 +74,6 @@ class S3Store(Store):
             f"{where}: the content is not what the manifest says, so the artifact counts as not there from now on. "
             "Run the same command again to make it."
         )
-
-    def _fetched(self, ref: Ref, entry: FileEntry, target: Path) -> bool:
-        """Whether the downloaded file is what the manifest says; only then it is at `target`."""
-        path = self.path("steps", ref["step"], ref["fingerprint"], entry["name"])
-        part = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-        try:
-            self.files.download(path, part)
-            if file_digest(part) != entry["sha256"]:
-                return False
-            part.replace(target)
-        except FileNotFoundError as error:
-            raise StoreError(
-                f"{self.link(ref, entry['name'])}: not there, though the manifest names it. "
-                "Run the same command again to make it."
-            ) from error
-        finally:
-            part.unlink(missing_ok=True)
-        return True
 
     def _staging_folder(self, step: str) -> Path:
         return self.cache / "staging" / step

@@ -379,6 +379,16 @@ def test_the_content_digest_follows_the_bytes_alone(local):
     assert digests[0] == digests[1] != digests[2]
 
 
+def test_the_digest_of_weights_follows_the_safetensors_alone(local):
+    digests = []
+    for letter, weights, settings in (("a", "w", "r=8"), ("b", "w", "r=16"), ("c", "other", "r=8")):
+        ref = Ref(step="train", fingerprint=letter * 64)
+        publish(local, ref, **{"adapter__model.safetensors": weights, "adapter__config.json": settings})
+        digests.append(local.weights_digest(ref))
+    assert digests[0] == digests[1] != digests[2]
+    assert local.weights_digest(Ref(step="train", fingerprint="d" * 64)) is None
+
+
 def test_a_manifest_is_plain_json(local):
     publish(local, rows="1\n")
     found: dict[str, Any] = json.loads(Path(object_path(local, "manifest.json")).read_text())

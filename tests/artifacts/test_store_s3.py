@@ -362,15 +362,15 @@ def test_bytes_that_were_damaged_on_the_way_are_fetched_again(
 ) -> None:
     store = open_store(s3.uri)
     publish(store, rows=b"1\n")
-    real, spoilt = s3_files.S3Files.download, []
+    real, spoilt = s3_files.file_digest, []
 
-    def download(self: s3_files.S3Files, path: str, target: Path) -> None:
-        real(self, path, target)
+    def digest(path: Path) -> str:
         if not spoilt:
             spoilt.append(path)
-            target.write_bytes(b"X\n")
+            path.write_bytes(b"X\n")
+        return real(path)
 
-    monkeypatch.setattr(s3_files.S3Files, "download", download)
+    monkeypatch.setattr(s3_files, "file_digest", digest)
     assert contents(another_machine(store)) == {"rows": b"1\n"}
     assert len(spoilt) == 1
 

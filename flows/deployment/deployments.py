@@ -128,7 +128,7 @@ def _wanted(flow: Flow[..., Any], entry: Json, pull: list[Json]) -> Json:
 
 
 def _found(deployment: DeploymentResponse, key: str) -> Any:  # Any: whatever a field of a deployment is
-    if key == "concurrency_limit":  # under its own name the server gives null
+    if key == "concurrency_limit":  # the server gives null in the field of this name
         return limit.limit if (limit := deployment.global_concurrency_limit) else None
     found = getattr(deployment, key)
     return found or [] if key == "pull_steps" else found

@@ -148,7 +148,7 @@ def store_for_workers(target: Target) -> str:
             f"--store {store}: containers do not see a folder of this machine. Give one that every worker "
             "reaches, such as s3://bucket/prefix."
         )
-    return str(Path(store).expanduser().absolute())  # a worker runs a flow in a folder of its own
+    return str(Path(store).expanduser().absolute())  # a worker runs each flow in a folder of its own
 
 
 def _tagged(image: str, variant: str) -> str:

@@ -123,7 +123,7 @@ def _copy(store: Store, event: Event, planned: Sequence[Planned], decided: Plann
     Raises:
         StoreError: The adapter was made again since it was measured, so the decision is about another one.
     """
-    assert event.after is not None  # a promotion has one
+    assert event.after is not None  # a promotion has an adapter
     trained = event.after.trained
     measured = next(one for one in planned if one.ref == decided.inputs["scores_arm"])
     if measured.reusable(store) is None or decided.reusable(store) is None:
@@ -160,7 +160,7 @@ def restore(store: Store, name: str, run_id: str, *, reason: str = "") -> Event:
     store.write_json(asdict(event), "current", name, f"{event.number:06}-restore-{uuid.uuid4().hex}.json")
     write_pointer(store, name)
     log = read_log(store, name)
-    if event not in log.events:  # not as it was written: it does not count
+    if event not in log.events:  # the log has it with another outcome: it does not count
         raise StoreError(f"{name}: {outdated(event, log.promoted)} See `ssr current {name}`, and decide again.")
     return event
 
@@ -232,7 +232,7 @@ def _written(log: PromotionLog, event: Event) -> Event | None:
         if other.decision == event.decision:
             return other
         if other.outcome == "promoted":
-            return None  # likewise
+            return None  # the decisions before it were about another promoted adapter
     return None
 
 

@@ -22,7 +22,7 @@ from tasks.artifacts.store import Ref, Store, describe_files
 from tasks.errors import StoreError
 from tasks.running.step import Planned
 
-PROMOTED = "promoted"  # in place of a step's name
+PROMOTED = "promoted"  # stands where other artifacts have the name of their step
 
 
 def copy_of(weights: str) -> Ref:
@@ -56,7 +56,7 @@ def copy_scores(store: Store, measured: Planned, adapter: Ref) -> Ref:
     Without this, the next run on the same data would evaluate the copy again.
     """
     inputs = measured.inputs | {"adapter": adapter}
-    # As `tasks.running.step.Step.plan` makes it.
+    # The identity that `tasks.running.step.Step.plan` gives to the evaluation of the copy.
     identity = measured.identity | {"inputs": {name: ref["fingerprint"] for name, ref in inputs.items()}}
     ref = Ref(step=measured.ref["step"], fingerprint=digest_of(identity))
     source, copied = store.manifest(**measured.ref), store.manifest(**adapter)

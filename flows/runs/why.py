@@ -74,6 +74,7 @@ def explain_row(store: Store, record: RunRecord, example_id: str) -> list[Entry]
 
 
 def _rows(store: Store, ref: Ref, table: str, example_id: str, title: str) -> list[Entry]:
-    bounds = [("example_id", ">=", example_id), ("example_id", "<", example_id + "g")]  # hex ends at f
+    # "g" is greater than all digits of an id, which is hex.
+    bounds = [("example_id", ">=", example_id), ("example_id", "<", example_id + "g")]
     found = pq.read_table(store.fetch(ref) / f"{table}.parquet", filters=bounds).to_pylist()
     return [{"title": f"{title}: {table}", **row} for row in found]

@@ -27,7 +27,7 @@ from tasks.errors import StoreError
 
 logger = logging.getLogger(__name__)
 
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP}  # of a file system
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP}  # of a file system without locks
 
 
 @contextmanager

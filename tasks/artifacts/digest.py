@@ -1,4 +1,4 @@
-"""Content digests: what makes a step's identity, and how an artifact is checked."""
+"""Digests of JSON values and of files, and random seeds that depend on values alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _BLOCK = 1 << 20
 
 
 def canonical_json(value: Any) -> str:  # Any: any JSON value
-    """The one spelling of a JSON value: sorted keys, no spaces, no NaN."""
+    """The canonical text of a JSON value: sorted keys, no spaces, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
@@ -24,7 +24,7 @@ def digest_of(value: Any) -> str:  # Any: any JSON value
 
 
 def file_digest(path: Path) -> str:
-    """sha256 in hex of a file's bytes, read in blocks; remembered while size and times stay the same."""
+    """sha256 in hex of a file's bytes, read in blocks; cached while size and time of change stay the same."""
     stat = path.stat()
     return _file_digest(str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino)
 
@@ -39,7 +39,7 @@ def _file_digest(path: str, size: int, mtime_ns: int, inode: int) -> str:
 
 
 def folder_digest(folder: Path, names: Iterable[str]) -> str:
-    """One digest of the named files of a folder: their relative names and contents, not their times."""
+    """One digest of the named files of a folder: of their relative names and contents, not of their times."""
     return digest_of({name: file_digest(folder / name) for name in sorted(names)})
 
 

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 TTL_SECONDS = 60.0
 RENEW_SECONDS = 15.0
 POLL_SECONDS = 2.0
-AFTER_OUTAGE_SECONDS = 2 * RENEW_SECONDS  # for a holder that waits to try again, or for an answer that got lost
+AFTER_OUTAGE_SECONDS = 2 * RENEW_SECONDS  # by then a live holder has renewed, even if it paused between retries
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ def cache_name(folder: Path) -> str:
     """A random name for a cache folder, kept in it: the same for all processes that use the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "place", "a+") as file:
-        with suppress(OSError):  # without locks the name is not used either
+        with suppress(OSError):  # the name is used only where there are locks
             fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
         name = file.read()

@@ -17,7 +17,7 @@ from tasks.artifacts.lease import NoLease
 from tasks.artifacts.store import MANIFEST, FileEntry, Manifest, Ref, Store
 from tasks.errors import StoreError
 
-_REPLACE_TRIES = 100  # each is lost only to another worker that published in that very moment
+_REPLACE_TRIES = 100  # a try fails only if another worker publishes in that very moment
 
 
 @dataclass(frozen=True)

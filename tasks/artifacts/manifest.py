@@ -1,4 +1,4 @@
-"""What an artifact is: its reference, its files, and the manifest that says how it came about."""
+"""The manifest of an artifact: what identifies it, its files, and how it was made; references to artifacts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _WEIGHTS = ".safetensors"
 
 
 class Ref(TypedDict):
-    """A reference to an artifact: all that steps hand to each other."""
+    """A reference to an artifact. Steps hand nothing else to each other."""
 
     step: str
     fingerprint: str
@@ -30,11 +30,11 @@ class FileEntry(TypedDict):
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an artifact is, how it came about, and what is in it.
+    """What identifies an artifact, how it was made, and its files.
 
     Attributes:
-        identity: What the fingerprint is the digest of: the reason for a cache hit or miss.
-        input_digests: What each input held when this was made; a step made again may hold other bytes (on a GPU).
+        identity: The values whose digest is the fingerprint. They explain a cache hit or miss.
+        input_digests: The content digest of each input when this was made. A forced step may change it (on a GPU).
         counts: Row accounting and other whole numbers, e.g. rows_in, dropped.too_long.
         facts: Measured values that are not part of any table, e.g. seconds, host, versions.
     """
@@ -64,11 +64,11 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str, *, where: str) -> Manifest:
-        """The manifest in a text that was found at `where`.
+        """Read a manifest from the text of a file at `where`.
 
         Raises:
-            ValueError, TypeError, KeyError: It is torn, or something else.
-            StoreError: It names a file outside its folder.
+            ValueError, TypeError, KeyError: The text is damaged, or is no manifest.
+            StoreError: The manifest names a file outside its folder.
         """
         raw = json.loads(text)
         return cls(**{**raw, "files": checked_files(raw["files"], where=where)})
@@ -85,10 +85,11 @@ def file_entry(folder: Path, path: Path) -> FileEntry:
 
 
 def checked_name(name: object, *, where: str) -> str:
-    """A relative name that came from a store, before it is joined to a folder: it stays below that folder.
+    """Check a relative name from a store before it is joined to a folder; gives it back unchanged.
 
     Raises:
-        StoreError: It does not, or it is no name. Nothing here writes such a one: the store is damaged or hostile.
+        StoreError: It leads out of the folder, or is no name. This program writes no such name, so the store is damaged
+            or hostile.
     """
     parts = name.split("/") if isinstance(name, str) else [""]
     if isinstance(name, str) and "\0" not in name and not {"", ".", ".."} & set(parts):
@@ -100,10 +101,10 @@ def checked_name(name: object, *, where: str) -> str:
 
 
 def checked_files(entries: list[FileEntry], *, where: str) -> list[FileEntry]:
-    """A list of files that came from a store.
+    """Check a list of files from a store.
 
     Raises:
-        ValueError, TypeError, KeyError: It is something else.
+        ValueError, TypeError, KeyError: It is no list of files.
         StoreError: It names a file outside its folder.
     """
     return [

@@ -27,10 +27,10 @@ from tasks.errors import SsrError, StoreError
 
 logger = logging.getLogger(__name__)
 
-PATIENCE_SECONDS = 120.0  # of a running step: longer than a server's restart
-FIRST_PATIENCE_SECONDS = 8.0  # of the preflight: whoever has mistyped an address wants to know soon
-_REQUEST_TRIES = 4  # by botocore, within each try of ours
-_CHUNK = 16 << 20  # of an upload or a download; four at once, so 64 MiB of memory a file
+PATIENCE_SECONDS = 120.0  # while a step runs: a server restarts in less
+FIRST_PATIENCE_SECONDS = 8.0  # in the preflight: a mistyped address must be reported soon
+_REQUEST_TRIES = 4  # by botocore, within each of our own tries
+_CHUNK = 16 << 20  # bytes of a piece of a file; four pieces at once take 64 MiB of memory
 _CHUNKS_AT_ONCE = 4
 _FILES_AT_ONCE = 4
 # Codes of 400 and 409 that mean: the request arrived damaged, or at a bad moment. A retry may help.
@@ -55,7 +55,7 @@ def open_s3(uri: str, *, in_a_hurry: bool = False) -> tuple[fsspec.AbstractFileS
     fs, root = fsspec.core.url_to_fs(
         uri,
         use_listings_cache=False,  # other machines write here, too
-        # Instances are remembered by their arguments, so the endpoint must be one of them.
+        # fsspec caches instances by their arguments, so the endpoint must be one of them.
         endpoint_url=os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"),
         default_block_size=_CHUNK,
         max_concurrency=_CHUNKS_AT_ONCE,
@@ -66,7 +66,7 @@ def open_s3(uri: str, *, in_a_hurry: bool = False) -> tuple[fsspec.AbstractFileS
             "max_pool_connections": 32,
         },
     )
-    fs.retries = 1 if in_a_hurry else 2  # they multiply with botocore's
+    fs.retries = 1 if in_a_hurry else 2  # they multiply with the retries of botocore
     return fs, root.rstrip("/")
 
 
@@ -98,7 +98,7 @@ class S3Files:
 
     def read(self, path: str) -> bytes:
         """The content of an object; FileNotFoundError if it is not there."""
-        # In one piece: otherwise s3fs asks for the size first.
+        # Without concurrency s3fs does not ask for the size first.
         return bytes(self._do("read", path, lambda: self.fs.cat_file(path, max_concurrency=1)))
 
     def write(self, path: str, content: bytes) -> None:
@@ -165,7 +165,7 @@ class S3Files:
         except FileNotFoundError:
             return []
         names = [entry["name"].rstrip("/") for entry in found]
-        # Some tools make an empty object to stand for the folder.
+        # Some tools create an empty object for a folder.
         return [name.rsplit("/", 1)[-1] for name in names if name != path]
 
     def files(self, path: str) -> list[StoredFile]:

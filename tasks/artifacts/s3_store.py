@@ -68,7 +68,7 @@ class S3Store(Store):
         if now is not None and entry not in now.files:
             raise StoreError(f"{where}: made again while it was read. Run the same command again.")
         # Two workers may have published different bytes of one size at once. By its sizes, every run would take the
-        # artifact for whole, and none could read it.
+        # artifact for complete, and none could read it.
         self.files.remove(self.path("steps", ref["step"], ref["fingerprint"], MANIFEST))
         raise StoreError(
             f"{where}: the content is not what the manifest says, so the artifact counts as not there from now on. "
@@ -97,5 +97,5 @@ class S3Store(Store):
             shutil.rmtree(copy, ignore_errors=True)
             copy.parent.mkdir(parents=True, exist_ok=True)
             os.replace(staged, copy)
-        except OSError as error:  # another step here has just fetched it, say; it is published, and can be fetched
+        except OSError as error:  # e.g. another step here has just fetched it; it is published, and can be fetched
             logger.debug("%s: no copy kept: %s", copy, error)

@@ -43,7 +43,8 @@ from tasks.errors import SsrError, StoreError
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-_STORE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}  # of a write
+# A write that fails with one of these cannot be made to this store.
+_STORE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 
 
 @dataclass(frozen=True)

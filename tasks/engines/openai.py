@@ -41,11 +41,11 @@ def _connection(model: ModelConfig, config: EngineConfig) -> Connection:
         raise StepError(f"engine.urls: none answers ({why}). Start a server, or correct the address.")
     models = next(filter(None, listed.values()), [])
     is_vllm = any(one.owned_by == "vllm" for one in models)
-    prompts = _tokenizer_if_here(model) if is_vllm else None
+    tokenizer = _tokenizer_if_here(model) if is_vllm else None
     name = config.served_model or _served_name(model, models, where=", ".join(listed))
     lengths = [_listed(name, url, models).max_model_len for url, models in listed.items() if models]
     return Connection(
-        urls=config.urls, model=name, prompts=prompts, context=min(filter(None, lengths), default=None),
+        urls=config.urls, model=name, tokenizer=tokenizer, context=min(filter(None, lengths), default=None),
         is_vllm=is_vllm, concurrency=config.concurrency, timeout_seconds=config.timeout_seconds, api_key=key,
         uses_proxy=True,
     )  # fmt: skip

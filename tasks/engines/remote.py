@@ -50,7 +50,7 @@ class RemoteEngine:
     """An engine whose model runs on one or more servers."""
 
     def __init__(self, connection: Connection) -> None:
-        self._to = connection
+        self._connection = connection
         self._replicas = Replicas(connection)
         self._constrained, self._with_logprobs = connection.is_vllm, True  # until a server refuses
 
@@ -59,11 +59,11 @@ class RemoteEngine:
     ) -> Iterator[Reply]:
         """One reply for each request whose key is not in `done`, in the order in which they finish."""
         fresh = (request for request in requests if request.key not in done)
-        if self._to.prompts is None:
+        if self._connection.tokenizer is None:
             return self._stream(fresh, 1, lambda session, rows: self._chat(session, rows[0], sampling))
         # A request has one seed, so a row that is sampled is a request of its own. At least two requests are in flight,
         # so that the server works on one while the other is on its way.
-        n_rows = 1 if sampling.temperature > 0 else max(1, min(GROUP_ROWS, self._to.concurrency // 2))
+        n_rows = 1 if sampling.temperature > 0 else max(1, min(GROUP_ROWS, self._connection.concurrency // 2))
         return self._stream(fresh, n_rows, lambda session, rows: self._complete(session, rows, sampling))
 
     def likelihoods(self, continuations: Iterable[Continuation], *, done: Container[str] = ()) -> Iterator[Likelihood]:
@@ -72,21 +72,21 @@ class RemoteEngine:
         Raises:
             StepError: The model's tokenizer is not here.
         """
-        if self._to.prompts is None:
+        if self._connection.tokenizer is None:
             raise StepError("likelihoods need the model's tokenizer. Use engine kind vllm or transformers.")
         fresh = (continuation for continuation in continuations if continuation.key not in done)
         return self._stream(fresh, 1, lambda session, rows: self._measure(session, rows[0]))
 
     def measured_model(self) -> Connection:
         """The servers; lm-evaluation-harness asks the first one, which must run vLLM."""
-        return self._to
+        return self._connection
 
     async def _complete(self, session: aiohttp.ClientSession, rows: list[Request], sampling: Sampling) -> list[Reply]:
-        assert self._to.prompts is not None  # generate has checked it
+        assert self._connection.tokenizer is not None  # generate has checked it
         refused, fitting = [], []
         for row in rows:
             try:
-                ids = self._to.prompts.ids(row.messages)
+                ids = self._connection.tokenizer.ids(row.messages)
             except UnreadableChat as error:
                 refused.append(Reply(row.key, None, problem=str(error), retryable=False))
                 continue
@@ -123,7 +123,7 @@ class RemoteEngine:
         body: Json = {
             "max_tokens": sampling.max_new_tokens, "temperature": sampling.temperature, "top_p": sampling.top_p,
         }  # fmt: skip
-        if self._to.is_vllm:
+        if self._connection.is_vllm:
             body["return_token_ids"] = True
         tokens = list(self._first_tokens(sampling.choices).values()) if sampling.choices and self._constrained else []
         if tokens:
@@ -136,8 +136,8 @@ class RemoteEngine:
         return body
 
     def _first_tokens(self, choices: tuple[str, ...]) -> dict[str, int]:
-        assert self._to.prompts is not None  # chats are constrained by text instead
-        first = {choice: self._to.prompts.choice_ids(choice)[0] for choice in choices}
+        assert self._connection.tokenizer is not None  # chats are constrained by text instead
+        first = {choice: self._connection.tokenizer.choice_ids(choice)[0] for choice in choices}
         if len(set(first.values())) < len(choices):
             raise StepError(f"the choices {', '.join(choices)} begin with the same token for this model.")
         return first
@@ -180,9 +180,9 @@ class RemoteEngine:
         return [reply_from(row.key, choice, usage.prompt_tokens, usage.completion_tokens, logprobs)]
 
     async def _measure(self, session: aiohttp.ClientSession, row: Continuation) -> list[Likelihood]:
-        assert self._to.prompts is not None  # likelihoods has checked it
+        assert self._connection.tokenizer is not None  # likelihoods has checked it
         try:
-            prompt, answer = self._to.prompts.with_answer(row.messages, row.text)
+            prompt, answer = self._connection.tokenizer.with_answer(row.messages, row.text)
         except UnreadableChat as error:
             return [Likelihood(row.key, None, str(error), retryable=False)]
         if not answer:
@@ -201,9 +201,9 @@ class RemoteEngine:
         return [Likelihood(row.key, -sum(logprobs) / len(answer))]
 
     def _overflow(self, n_prompt: int, n_new: int) -> str | None:
-        if self._to.context is None or n_prompt + n_new <= self._to.context:
+        if self._connection.context is None or n_prompt + n_new <= self._connection.context:
             return None
-        return f"context_overflow: {n_prompt} prompt + {n_new} new tokens > {self._to.context}"
+        return f"context_overflow: {n_prompt} prompt + {n_new} new tokens > {self._connection.context}"
 
     async def _post(
         self, session: aiohttp.ClientSession, path: str, request_body: Callable[[], Json], n_rows: int
@@ -231,7 +231,7 @@ class RemoteEngine:
         self, rows: Iterator[Item], rows_a_request: int,
         answer: Callable[[aiohttp.ClientSession, list[Item]], Awaitable[list[Found]]],
     ) -> Iterator[Found]:  # fmt: skip
-        n_places = max(1, self._to.concurrency // rows_a_request)
+        n_places = max(1, self._connection.concurrency // rows_a_request)
         return stream(_groups(rows, rows_a_request), n_places, self._replicas.session, answer)
 
 

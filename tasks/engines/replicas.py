@@ -50,11 +50,11 @@ class Connection:
     Attributes:
         urls: Base URLs that end in /v1.
         model: The name that the servers have for the model: the base or an adapter.
-        prompts: Turns chats into token ids; None: the servers are sent chats.
+        tokenizer: Turns chats into token ids; None: the servers are sent chats.
         context: Longest prompt with its answer, in tokens; None where only the server knows.
         concurrency: Rows in flight.
         is_vllm: Whether the server takes vLLM's own fields: constraints, token ids, log-probabilities of the prompt.
-        tokenizer_folder: Where the tokenizer of `prompts` lies.
+        tokenizer_folder: Where the model's tokenizer lies.
         uses_proxy: Whether the proxies of the environment are used; not for a server on this machine.
         explain_death: Why the server that this step started has died; None while it runs, or where others started it.
         last_lines: The last lines of the log of the server that this step started; None where others started it.
@@ -62,7 +62,7 @@ class Connection:
 
     urls: Sequence[str]
     model: str
-    prompts: ChatTokenizer | None
+    tokenizer: ChatTokenizer | None
     context: int | None
     concurrency: int
     timeout_seconds: float
@@ -105,17 +105,17 @@ class Replicas:
     """The servers of one connection. Several event loops may use them at a time."""
 
     def __init__(self, connection: Connection) -> None:
-        self._to = connection
+        self._connection = connection
         self._all = [Replica(url.rstrip("/")) for url in connection.urls]
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[aiohttp.ClientSession]:
         """The HTTP session for the requests. While it is open, servers that are out of use are asked to come back."""
-        headers = {"Authorization": f"Bearer {self._to.api_key}"} if self._to.api_key else {}
-        limit = aiohttp.ClientTimeout(total=self._to.timeout_seconds, sock_connect=CONNECT_SECONDS)
+        headers = {"Authorization": f"Bearer {self._connection.api_key}"} if self._connection.api_key else {}
+        limit = aiohttp.ClientTimeout(total=self._connection.timeout_seconds, sock_connect=CONNECT_SECONDS)
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_SECONDS)
         async with aiohttp.ClientSession(
-            connector=connector, timeout=limit, headers=headers, trust_env=self._to.uses_proxy
+            connector=connector, timeout=limit, headers=headers, trust_env=self._connection.uses_proxy
         ) as session:
             watching = [asyncio.create_task(self._watch(session, replica)) for replica in self._all]
             try:
@@ -165,7 +165,7 @@ class Replicas:
             status, answer, wait = await self._send(session, replica, path, body)
         except (aiohttp.ClientError, OSError) as error:
             if _is_timeout(error):
-                reason = f"no answer in {self._to.timeout_seconds:g} s"
+                reason = f"no answer in {self._connection.timeout_seconds:g} s"
                 await self._probe(session, replica, reason)
                 await self._check_model(session, replica, began)
                 return Failure(f"timeout: {reason}", retryable=True)
@@ -178,8 +178,9 @@ class Replicas:
         failure = failure_from(status, answer, wait)
         if status in _REFUSES_ALL:
             raise StepError(
-                f"{replica.url}/{path} refuses model {self._to.model} ({failure.problem}). Check engine.api_key_env, "
-                "engine.served_model and engine.urls. Finished rows are kept; the same command goes on from there."
+                f"{replica.url}/{path} refuses model {self._connection.model} ({failure.problem}). Check "
+                "engine.api_key_env, engine.served_model and engine.urls. Finished rows are kept; the same "
+                "command goes on from there."
             )
         if failure.is_busy and status != 429:  # a gateway answers so for a server that is gone
             await self._probe(session, replica, failure.problem)
@@ -191,13 +192,13 @@ class Replicas:
         self, session: aiohttp.ClientSession, replica: Replica, path: str, body: Json
     ) -> tuple[int, bytes, str | None]:
         """Status, body, and the Retry-After header of the reply."""
-        async with session.post(f"{replica.url}/{path}", json={"model": self._to.model, **body}) as response:
+        async with session.post(f"{replica.url}/{path}", json={"model": self._connection.model, **body}) as response:
             return response.status, await response.read(), response.headers.get("Retry-After")
 
     async def _ask_token(self, session: aiohttp.ClientSession, replica: Replica) -> tuple[int, bytes]:
         """Status and body of the reply to the smallest request, for one token."""
         body: Json = {"max_tokens": 1, "temperature": 0.0}
-        if self._to.prompts is None:
+        if self._connection.tokenizer is None:
             path, body["messages"] = "chat/completions", [{"role": "user", "content": "Hello"}]
         else:
             path, body["prompt"] = "completions", [[0]]  # every model has a token 0
@@ -218,7 +219,7 @@ class Replicas:
         began = time.monotonic()
         n_refused = 0
         while n_refused < PROBE_TRIES and (left := began + PATIENCE_SECONDS - time.monotonic()) > 0:
-            if death := self._to.explain_death():
+            if death := self._connection.explain_death():
                 raise StepError(f"{death}\nFinished rows are kept; the same command goes on from there.")
             if replica.dead is not None or replica.answered_at > began:
                 return
@@ -269,8 +270,8 @@ class Replicas:
             replica.answered_at = time.monotonic()  # even by a broken connection: the next row probes that
         if replica.answered_at > began or (has_others and not self._living(beside=replica)):
             return  # it answered; or it has become the last server, and was asked with the time-out of the others
-        reason = f"it hangs: no row was answered in {self._to.timeout_seconds:g} s, nor one token after that"
-        if (lines := self._to.last_lines()) is not None:
+        reason = f"it hangs: no row was answered in {self._connection.timeout_seconds:g} s, nor one token after that"
+        if (lines := self._connection.last_lines()) is not None:
             raise StepError(
                 f"{replica.url}: {reason}; its last lines:\n{lines}\nFinished rows are kept; the same command goes on "
                 "from there. If the machine is only slow, raise engine.timeout_seconds."
@@ -304,7 +305,9 @@ class Replicas:
             async with session.get(
                 f"{replica.url}/models", timeout=aiohttp.ClientTimeout(total=ASK_SECONDS)
             ) as response:
-                if response.status != 200 or not lists_model(await response.read(), self._to.model, self._to.context):
+                if response.status != 200 or not lists_model(
+                    await response.read(), self._connection.model, self._connection.context
+                ):
                     return False
             async with asyncio.timeout(PATIENCE_SECONDS):
                 status, body = await self._ask_token(session, replica)

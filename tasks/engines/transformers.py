@@ -45,7 +45,7 @@ class TransformersEngine:
         self.tokenizer = load_tokenizer(model)
         self.model = load_model(model, adapter)
         self.model.generation_config = _neutral(self.model.generation_config)
-        self._prompts = ChatTokenizer(self.tokenizer)
+        self._chat_tokenizer = ChatTokenizer(self.tokenizer)
         self._batch_tokens = batch_tokens
         self._context = context_length(model_folder(model))
         self._max_new_tokens_planned = 32
@@ -82,7 +82,7 @@ class TransformersEngine:
         fitting: list[tuple[Request, list[int]]] = []
         for request in batch:
             try:
-                ids = self._prompts.ids(request.messages)
+                ids = self._chat_tokenizer.ids(request.messages)
             except UnreadableChat as error:
                 yield Reply(request.key, None, problem=str(error), retryable=False)
                 continue
@@ -135,7 +135,7 @@ class TransformersEngine:
         """The most probable choice of each row; every choice is measured in a forward pass of its own."""
         found: dict[str, dict[str, float]] = {request.key: {} for request, _ in batch}
         for choice in choices:
-            ids = self._prompts.choice_ids(choice)
+            ids = self._chat_tokenizer.choice_ids(choice)
             rows = [(request.key, prompt, ids) for request, prompt in batch]
             for key, logprob in self._logprobs(rows).items():
                 found[key][choice] = logprob
@@ -160,7 +160,7 @@ class TransformersEngine:
         rows = []
         for one in batch:
             try:
-                prompt, answer = self._prompts.with_answer(one.messages, one.text)
+                prompt, answer = self._chat_tokenizer.with_answer(one.messages, one.text)
             except UnreadableChat as error:
                 yield Likelihood(one.key, None, str(error), retryable=False)
                 continue

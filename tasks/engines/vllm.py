@@ -55,7 +55,7 @@ def shared_vllm(
 def _connection(server: VllmServer, model: ModelConfig, config: EngineConfig, *, name: str) -> Connection:
     """How to reach one model, the base or an adapter, of a server that we started."""
     return Connection(
-        urls=[server.url], model=name, prompts=ChatTokenizer(load_tokenizer(model)), context=server.context,
+        urls=[server.url], model=name, tokenizer=ChatTokenizer(load_tokenizer(model)), context=server.context,
         concurrency=config.concurrency, timeout_seconds=config.timeout_seconds, is_vllm=True,
         explain_death=server.explain_death, last_lines=server.last_lines, tokenizer_folder=model_folder(model),
     )  # fmt: skip

@@ -33,7 +33,7 @@ def peak_mib(url: str, n_rows: int) -> float:
     prompts = cast(Any, Digits())  # what generate reads of a ChatTokenizer
     engine = RemoteEngine(
         Connection(
-            urls=[url], model="base", prompts=prompts, context=None, concurrency=256, timeout_seconds=60, is_vllm=True
+            urls=[url], model="base", tokenizer=prompts, context=None, concurrency=256, timeout_seconds=60, is_vllm=True
         )
     )
     assert sum(reply.problem is None for reply in engine.generate(requests(n_rows), Sampling(8))) == n_rows

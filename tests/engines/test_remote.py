@@ -69,7 +69,7 @@ def reader() -> ChatTokenizer:
 @pytest.fixture
 def connection(reader: ChatTokenizer) -> Connection:
     return Connection(
-        urls=[], model="base", prompts=reader, context=512, concurrency=64, timeout_seconds=20, is_vllm=True
+        urls=[], model="base", tokenizer=reader, context=512, concurrency=64, timeout_seconds=20, is_vllm=True
     )
 
 
@@ -170,7 +170,7 @@ def test_sampled_rows_go_alone_each_with_its_own_seed(connection: Connection) ->
 
 def test_a_server_that_renders_chats_itself_is_asked_by_chat(connection: Connection) -> None:
     with FaultyServer() as server:
-        replies = ask(replace(connection, prompts=None), server)
+        replies = ask(replace(connection, tokenizer=None), server)
     assert {r.key: r.text for r in replies} == {f"key-{i}": answer_to(f"Question {i}") for i in range(40)}
     assert {(r.n_prompt_tokens, r.n_output_tokens) for r in replies} == {(7, 3)}
 
@@ -190,7 +190,7 @@ def test_choices_come_with_their_log_probabilities(connection: Connection, reade
 
 def test_choices_of_a_chat_come_with_their_log_probabilities(connection: Connection) -> None:
     with FaultyServer() as server:
-        replies = ask(replace(connection, prompts=None), server, sampling=JUDGING)
+        replies = ask(replace(connection, tokenizer=None), server, sampling=JUDGING)
     for reply in replies:
         first = chance_of_first(f"Question {reply.key.removeprefix('key-')}")
         assert reply.choice_logprobs == pytest.approx({"Yes": math.log(first), "No": math.log(1 - first)})
@@ -200,7 +200,7 @@ def test_choices_of_a_chat_come_with_their_log_probabilities(connection: Connect
 def test_a_server_that_refuses_constraints_is_asked_for_plain_text(
     connection: Connection, reader: ChatTokenizer, by_chat: bool
 ) -> None:
-    to = replace(connection, prompts=None) if by_chat else connection
+    to = replace(connection, tokenizer=None) if by_chat else connection
     with FaultyServer(refuses=["allowed_token_ids", "structured_outputs"]) as server:
         replies = ask(to, server, sampling=JUDGING)
     expected = {f"key-{i}": answer_to(f"Question {i}" if by_chat else prompt(reader, i)) for i in range(40)}
@@ -216,7 +216,7 @@ def test_a_server_that_refuses_constraints_is_asked_for_plain_text(
 def test_a_server_that_refuses_log_probabilities_is_asked_without_them(
     connection: Connection, reader: ChatTokenizer, by_chat: bool, refused: str
 ) -> None:
-    to = replace(connection, prompts=None) if by_chat else connection
+    to = replace(connection, tokenizer=None) if by_chat else connection
     with FaultyServer(refuses=[refused]) as server:
         replies = ask(to, server, sampling=JUDGING)
     for reply in replies:
@@ -232,7 +232,7 @@ def test_a_server_that_takes_neither_constraints_nor_log_probabilities_is_asked_
     connection: Connection,
 ) -> None:
     with FaultyServer(refuses=["logprobs", "top_logprobs", "structured_outputs"]) as server:
-        replies = ask(replace(connection, prompts=None), server, sampling=JUDGING)
+        replies = ask(replace(connection, tokenizer=None), server, sampling=JUDGING)
     assert {r.key: r.text for r in replies} == {f"key-{i}": answer_to(f"Question {i}") for i in range(40)}
 
 
@@ -252,7 +252,7 @@ FREE = [
 def test_a_free_chat_has_probabilities_of_choices_only_where_it_begins_with_one(
     connection: Connection, text: str, position: Json, expected: dict[str, float] | None
 ) -> None:
-    to = replace(connection, prompts=None, is_vllm=False)
+    to = replace(connection, tokenizer=None, is_vllm=False)
     fault = first_choice(message={"content": text}, logprobs={"content": [position]})
     with FaultyServer(faults=[fault]) as server:
         [reply] = ask(to, server, n=1, sampling=JUDGING)
@@ -357,7 +357,7 @@ def test_passing_faults_lose_no_row_and_pay_for_none_twice(connection: Connectio
 
 def test_passing_faults_of_a_chat_lose_no_row(connection: Connection) -> None:
     with FaultyServer(faults=[http(429), cut(), said("{"), first_choice(message="text")]) as server:
-        replies = ask(replace(connection, prompts=None), server)
+        replies = ask(replace(connection, tokenizer=None), server)
     assert {r.key: r.text for r in replies} == {f"key-{i}": answer_to(f"Question {i}") for i in range(40)}
 
 
@@ -500,7 +500,7 @@ def test_the_last_words_of_a_server_of_our_own_end_the_job(connection: Connectio
 def test_a_server_that_lists_its_models_and_answers_no_row_ends_the_job_after_two_time_outs(
     connection: Connection, by_chat: bool
 ) -> None:
-    to = replace(connection, timeout_seconds=2, prompts=None if by_chat else connection.prompts)
+    to = replace(connection, timeout_seconds=2, tokenizer=None if by_chat else connection.tokenizer)
     silence = r"no server answers any more .*it hangs: no row was answered in 2 s"
     with FaultyServer(faults=[slow(600)] * 10_000) as server, pytest.raises(StepError, match=silence):
         ask(to, server, n=1_000)

@@ -38,7 +38,7 @@ def engine(request: pytest.FixtureRequest, strict_model: ModelConfig) -> Iterato
         return
     reader = ChatTokenizer(load_tokenizer(strict_model))
     connection = Connection(
-        urls=[], model="base", prompts=reader, context=512, concurrency=8, timeout_seconds=20, is_vllm=True
+        urls=[], model="base", tokenizer=reader, context=512, concurrency=8, timeout_seconds=20, is_vllm=True
     )
     with FaultyServer() as server:
         yield RemoteEngine(replace(connection, urls=[server.url]))

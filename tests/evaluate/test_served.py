@@ -33,7 +33,7 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def connection(tokenizer_folder: Path) -> Connection:
     return Connection(
-        urls=[], model="base", prompts=None, context=64, concurrency=64, timeout_seconds=20, is_vllm=True,
+        urls=[], model="base", tokenizer=None, context=64, concurrency=64, timeout_seconds=20, is_vllm=True,
         tokenizer_folder=tokenizer_folder, explain_death=lambda: "it ran out of memory",
     )  # fmt: skip
 

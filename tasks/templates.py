@@ -43,46 +43,33 @@ class TemplateFolder:
         """The names of the shipped templates."""
         return sorted(path.stem for path in self.folder.glob("*.txt"))
 
-    def text(self, name: str) -> str:
-        """The text of a shipped template, or of a file.
+    def load(self, name: str) -> PromptTemplate:
+        """A shipped template by its name, or a file by its path.
 
         Raises:
             DataError: It is neither a shipped name nor a text file, it is not a template, or it uses an unknown
                 variable.
         """
         path = self.folder / f"{name}.txt" if name in self.shipped() else Path(name).expanduser()
+        where = f"{self.key}={name}"
         try:
             text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(
-                f"{self.key}={name}: no template of this name, nor a text file. Set it to one of "
-                f"{', '.join(self.shipped())} or to a file."
-            ) from error
-        self.compiled(text, name)
-        return text
-
-    def compiled(self, text: str, name: str) -> PromptTemplate:
-        """A template that can be rendered, from its text; `name` is for messages.
-
-        Raises:
-            DataError: It is not a Jinja template, or it uses an unknown variable.
-        """
-        try:
             used = meta.find_undeclared_variables(_ENVIRONMENT.parse(text))
             template = _ENVIRONMENT.from_string(text)
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(
+                f"{where}: no template of this name, nor a text file. Set it to one of {', '.join(self.shipped())} or "
+                "to a file."
+            ) from error
         except TemplateSyntaxError as error:
             raise DataError(
-                f"{self.key}={name}: line {error.lineno}: not a Jinja template: {error.message}. Correct it."
+                f"{where}: line {error.lineno}: not a Jinja template: {error.message}. Correct it."
             ) from error
         if unknown := sorted(used - {*self.variables, *_ENVIRONMENT.globals}):
             nearest = difflib.get_close_matches(unknown[0], self.variables, n=1)
             hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-            raise DataError(f"{self.key}={name}: there is no variable {unknown[0]!r}.{hint} {self.may_use}")
-        return PromptTemplate(self, name, template)
-
-    def load(self, name: str) -> PromptTemplate:
-        """A template that can be rendered, by its name or path; raises as `text` does."""
-        return self.compiled(self.text(name), name)
+            raise DataError(f"{where}: there is no variable {unknown[0]!r}.{hint} {self.may_use}")
+        return PromptTemplate(self, name, text, template)
 
     @property
     def may_use(self) -> str:
@@ -93,11 +80,12 @@ class TemplateFolder:
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """A template that can be rendered."""
+    """A template with its text, from which it is compiled."""
 
     folder: TemplateFolder
     name: str
-    template: Template
+    text: str
+    compiled: Template
 
     def render(self, **values: object) -> str:
         """The text, with a value for each variable of the folder.
@@ -106,6 +94,6 @@ class PromptTemplate:
             DataError: The template does what the sandbox forbids, or fails on these values.
         """
         try:
-            return self.template.render(values)
+            return self.compiled.render(values)
         except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
             raise DataError(f"{self.folder.key}={self.name}: it fails: {error}. {self.folder.may_use}") from error

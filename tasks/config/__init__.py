@@ -13,7 +13,7 @@ from tasks.config.reading import Override, load_recipe, parse_recipe
 from tasks.config.recipe import ExecutionConfig, RunConfig
 from tasks.config.section import Section
 from tasks.config.train import ArmConfig, PolicyName, SelectConfig, TrainConfig
-from tasks.readers import Task
+from tasks.readers.registry import Task
 
 __all__ = [
     "AbstentionConfig",

@@ -8,24 +8,18 @@ from pydantic import AfterValidator, Field, model_validator
 from pydantic.config import JsonDict
 
 from tasks.config.section import RUNTIME, Section
-from tasks.readers import AUTO, Task, reader_names, reader_of
-
-
-def _declared(name: str) -> str:
-    reader_of(name)  # refuses an unknown name
-    return name
-
-
-def _described_readers() -> str:
-    found = [reader_of(name) for name in reader_names() if name != AUTO]
-    return "; ".join(f"{one.name}: {one.title} ({one.files})" for one in found)
+from tasks.readers.registry import READERS, Task, reader_names, reader_of
 
 
 def _list_readers(schema: JsonDict) -> None:
     schema["enum"] = [*reader_names()]
 
 
-ReaderName = Annotated[str, AfterValidator(_declared), Field(json_schema_extra=_list_readers)]
+# A declared reader, by name. The choices are in the JSON schema, so that forms show a select.
+ReaderName = Annotated[
+    str, AfterValidator(lambda name: reader_of(name) and name), Field(json_schema_extra=_list_readers)
+]
+_READERS = "; ".join(f"{one.name}: {one.title} ({one.files})" for _, one in sorted(READERS.items()))
 
 
 class FieldsConfig(Section):
@@ -59,7 +53,7 @@ class SourceConfig(Section):
     hub_config: str | None = Field(default=None, description="Configuration of the Hub dataset")
     hub_split: str = Field(default="train", description="Split of the Hub dataset")
     revision: str | None = Field(default=None, description="Hub revision; a commit id pins it")
-    reader: ReaderName = Field(default="auto", description=f"Format of the rows. auto: as rows; {_described_readers()}")
+    reader: ReaderName = Field(default="auto", description=f"Format of the rows. auto: as rows; {_READERS}")
     documents: str | None = Field(
         default=None, description="MultiDoc2Dial: the documents file", json_schema_extra=RUNTIME
     )
@@ -100,7 +94,7 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _lab_only(self) -> DataConfig:
-        if any("lab_rows" in reader_of(source.reader).settings for source in self.sources):
+        if any(reader_of(source.reader).draws for source in self.sources):
             return self
         for name in ("lab_rows", "seed"):
             if getattr(self, name) != type(self).model_fields[name].default:

@@ -38,7 +38,7 @@ class JudgedOutputs(NamedTuple):
 
 
 def _outside(*, model: ModelConfig, config: RewriteConfig, **sections: object) -> Mapping[str, str]:
-    return {**weights(model=model), "template": digest_of(TEMPLATES.text(config.template))}
+    return {**weights(model=model), "template": digest_of(TEMPLATES.load(config.template).text)}
 
 
 @step(version=1, outside=_outside, launcher=one_process)

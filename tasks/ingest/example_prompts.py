@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tasks.config import SourceConfig
-from tasks.readers import Message, RawExample, Task, reader_of
+from tasks.readers.registry import Message, RawExample, Task, reader_of
 from tasks.templates import PromptTemplate, TemplateFolder
 
 _BY_TASK = {
@@ -21,22 +21,10 @@ PROMPTS = TemplateFolder(
 )
 
 
-def prompt_text(source: SourceConfig, task: Task, *, key: str) -> str:
-    """The text of the template that a source uses; `key` is its place in the recipe. Raises as `load` does."""
-    return _prompts_of(key).text(_name(source, task))
-
-
 def prompt_template(source: SourceConfig, task: Task, *, key: str) -> PromptTemplate:
-    """The template that a source uses; `key` is its place in the recipe. Raises as `TemplateFolder.load` does."""
-    return _prompts_of(key).load(_name(source, task))
-
-
-def _prompts_of(key: str) -> TemplateFolder:
-    return replace(PROMPTS, key=f"{key}.prompt")
-
-
-def _name(source: SourceConfig, task: Task) -> str:
-    return source.prompt or reader_of(source.reader).prompt or PROMPTS.by_task[task]
+    """The template of a source; `key` is its place in the recipe. Raises as `TemplateFolder.load` does."""
+    name = source.prompt or reader_of(source.reader).prompt or PROMPTS.by_task[task]
+    return replace(PROMPTS, key=f"{key}.prompt").load(name)
 
 
 def prompt(template: PromptTemplate, raw: RawExample, *, refusal: str) -> list[Message]:

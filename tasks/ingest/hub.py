@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from tasks.config import SourceConfig
 from tasks.errors import DataError
-from tasks.readers import RawRecord
+from tasks.readers.registry import RawRecord
 
 
 def revision_digest(source: SourceConfig, *, key: str) -> str:

@@ -8,11 +8,11 @@ from typing import Any, Literal, NamedTuple
 
 from tasks.config import DataConfig, FieldsConfig, SourceConfig
 from tasks.errors import ConfigError
-from tasks.ingest.example_prompts import prompt_text
+from tasks.ingest.example_prompts import prompt_template
 from tasks.ingest.hub import hub_records, revision_digest
-from tasks.readers import Dropped, RawExample, RawRecord, Reader, ReaderInput, Task, reader_of
 from tasks.readers.files import DataFile, content_digest, find_files
 from tasks.readers.formats import records
+from tasks.readers.registry import Dropped, RawExample, RawRecord, Reader, ReaderInput, Task, reader_of
 
 
 class Source(NamedTuple):
@@ -99,7 +99,7 @@ def source_digest(source: Source) -> dict[str, Any]:  # Any: JSON values
     config = source.config
     found: dict[str, Any] = {"prompt": None}
     if not config.fields.messages:
-        found["prompt"] = prompt_text(config, source.task, key=source.key)
+        found["prompt"] = prompt_template(config, source.task, key=source.key).text
     if source.reader.draws:
         return found | {source.reader.name: source.reader.version}
     if config.hub:

@@ -18,7 +18,7 @@ from tasks.ingest.example_prompts import prompt, prompt_template
 from tasks.ingest.sources import Source, raw_examples, source_digest, sources_of
 from tasks.ingest.unanswerable import with_unanswerable
 from tasks.measures.answers import final_number, gold_letter
-from tasks.readers import Dropped, Message, RawExample
+from tasks.readers.registry import Dropped, Message, RawExample
 from tasks.running.step import Context, step
 from tasks.tables import schema
 from tasks.tables.spool import Row, spool

@@ -15,13 +15,13 @@ from tasks.config import AbstentionConfig, AuditConfig, EngineConfig, JudgeConfi
 from tasks.engines import Message
 from tasks.errors import DataError
 from tasks.judge.asking import CASES
-from tasks.judge.panel_session import ask_panel, rubrics
-from tasks.judge.rubrics import JudgeCase
+from tasks.judge.panel_session import ask_panel
+from tasks.judge.rubrics import JudgeCase, Rubrics
 from tasks.judge.rules import ACCEPT, REJECT, UNJUDGED, Candidate, first_rule, undecided
 from tasks.measures.statistics import Estimate, wilson
-from tasks.readers import TASKS, RawRecord
 from tasks.readers.files import find_files
 from tasks.readers.formats import records
+from tasks.readers.registry import TASKS, RawRecord
 from tasks.readers.values import as_bool, as_chat, as_text, as_texts
 from tasks.running.step import Context
 from tasks.tables.spool import spool
@@ -145,8 +145,8 @@ def _candidate(row: LabelledAnswer) -> Candidate:
 def _by_models(ctx: Context, cases: Sequence[JudgeCase], config: LlmJudgeConfig, engine: EngineConfig) -> list[str]:
     """Verdicts of the language models. No probes are judged, because the labels are the audit."""
     alone = config.model_copy(update={"audit": AuditConfig(n_probes=0)})
-    render, path = rubrics(config), ctx.work / "cases.parquet"
-    spool(({"case_index": i, "prompt": render.prompt(case)} for i, case in enumerate(cases)), path, CASES)
+    rubrics, path = Rubrics(config.rubric, reasoning=config.reasoning), ctx.work / "cases.parquet"
+    spool(({"case_index": i, "prompt": rubrics.prompt(case)} for i, case in enumerate(cases)), path, CASES)
     session = ask_panel(ctx, alone, engine, cases=path, n_cases=len(cases), probes=[])
     return [found.verdict for found in session.verdicts()]
 

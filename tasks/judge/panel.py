@@ -11,7 +11,7 @@ from tasks.artifacts.store import Store
 from tasks.config import EngineConfig, JudgeConfig, JudgeModelConfig, LlmJudgeConfig, ModelConfig
 from tasks.engine_kinds import engine_kind
 from tasks.judge.replies import STORED, Opinion
-from tasks.judge.rubrics import rubric_texts
+from tasks.judge.rubrics import Rubrics
 from tasks.judge.rules import ACCEPT, REJECT, UNJUDGED
 from tasks.models import model_digest
 
@@ -76,10 +76,9 @@ def outside(*, config: JudgeConfig, engine: EngineConfig, **sections: object) ->
     """What enters the step from outside: the judges' weights and the rubrics' texts."""
     if config.llm is None:
         return {}
-    texts = rubric_texts(config.llm.rubric)
     return {
         "judges": [_digest(judge, engine) for judge in config.llm.judges],
-        "rubrics": {task: digest_of(text) for task, text in texts.items()},
+        "rubrics": Rubrics(config.llm.rubric, reasoning=config.llm.reasoning).digests(),
     }
 
 

@@ -12,7 +12,7 @@ from tasks.judge.asking import CASES, ask, opinions
 from tasks.judge.audit import JudgedProbe, shortfall
 from tasks.judge.panel import Judge, PanelVerdict, decide, panel
 from tasks.judge.probes import JudgeProbe, draw, make_probes
-from tasks.judge.rubrics import Rubrics, rubric_texts
+from tasks.judge.rubrics import Rubrics
 from tasks.judge.rules import ACCEPT, UNJUDGED
 from tasks.running.step import Context
 from tasks.tables import schema
@@ -43,11 +43,6 @@ class PanelSession:
             if self.fell_short and verdict.verdict == ACCEPT:
                 verdict = verdict._replace(verdict=UNJUDGED, reason=TOO_IMPRECISE)
             yield verdict
-
-
-def rubrics(config: LlmJudgeConfig) -> Rubrics:
-    """The recipe's rubric for each task, ready to render."""
-    return Rubrics(rubric_texts(config.rubric), reasoning=config.reasoning)
 
 
 def probes_for(
@@ -81,8 +76,8 @@ def ask_panel(
     Raises:
         StepError: The probes show less precision than `audit.min_precision`, and `audit.below` is stop.
     """
-    render = rubrics(config)
-    asked = ({"case_index": n_cases + i, "prompt": render.prompt(probe.case)} for i, probe in enumerate(probes))
+    rubrics = Rubrics(config.rubric, reasoning=config.reasoning)
+    asked = ({"case_index": n_cases + i, "prompt": rubrics.prompt(probe.case)} for i, probe in enumerate(probes))
     spool(asked, ctx.work / "probes.parquet", CASES)
     judges = panel(ctx.store, config, engine, origin=ctx.ref["fingerprint"])
     ask(ctx, judges, [cases, ctx.work / "probes.parquet"], config)

@@ -8,10 +8,10 @@ in every text are neutralised.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from tasks.artifacts.digest import digest_of
 from tasks.engines import Message
 from tasks.judge.neutral import neutral
 from tasks.templates import TemplateFolder
@@ -37,21 +37,24 @@ class JudgeCase(NamedTuple):
     dialogue: list[Message] | None = None
 
 
-def rubric_texts(rubric: str | None) -> dict[str, str]:
-    """The text of the rubric for each task.
+class Rubrics:
+    """The rubric of each task.
+
+    Args:
+        rubric: A shipped name or a file, for all tasks; None: the shipped one of each task.
+        reasoning: Whether the judge reasons before its verdict.
 
     Raises:
-        DataError: It is neither a shipped name nor a text file, it is not a template, or it uses an unknown variable.
+        DataError: A rubric cannot be used; see `TemplateFolder.load`.
     """
-    return {task: RUBRICS.text(rubric or name) for task, name in RUBRICS.by_task.items()}
 
-
-class Rubrics:
-    """The rubric of each task, ready to render."""
-
-    def __init__(self, texts: Mapping[str, str], *, reasoning: bool) -> None:
-        self._templates = {task: RUBRICS.compiled(text, f"the rubric of {task}") for task, text in texts.items()}
+    def __init__(self, rubric: str | None, *, reasoning: bool) -> None:
+        self._templates = {task: RUBRICS.load(rubric or name) for task, name in RUBRICS.by_task.items()}
         self._reasoning = reasoning
+
+    def digests(self) -> dict[str, str]:
+        """The digest of the rubric's text, by task."""
+        return {task: digest_of(template.text) for task, template in self._templates.items()}
 
     def prompt(self, case: JudgeCase) -> str:
         """The prompt about a case, as one user message: many chat templates have no system role.

@@ -120,7 +120,7 @@ def _judge_by_models(
     from tasks.judge import audit, panel_session
 
     cases = ctx.work / "cases.parquet"
-    n_cases = spool(_cases(known, answers, ruled, panel_session.rubrics(config)), cases, CASES)
+    n_cases = spool(_cases(known, answers, ruled, Rubrics(config.rubric, reasoning=config.reasoning)), cases, CASES)
     probes = panel_session.probes_for(known, config, abstention.phrases, tasks=tasks)
     session = panel_session.ask_panel(ctx, config, engine, cases=cases, n_cases=n_cases, probes=probes)
     tallies: dict[str, AnswerTally] = {}
@@ -138,14 +138,14 @@ def _judge_by_models(
         )
 
 
-def _cases(known: Path, answers: Path, ruled: Path, render: Rubrics) -> Iterator[Row]:
+def _cases(known: Path, answers: Path, ruled: Path, rubrics: Rubrics) -> Iterator[Row]:
     """The prompts about the outputs that no rule decides."""
     decided = (row["verdict"] for row in spooled(ruled, columns=["verdict"]))
     pairs = _pairs(known, answers, ["task", "question", "dialogue", "document", "golds", "answerable"])
     left = (pair for pair, verdict in zip(pairs, decided, strict=True) if verdict is None)
     for case_index, (example, output) in enumerate(left):
         known_of_it = {name: example[name] for name in JudgeCase._fields if name in example}
-        yield {"case_index": case_index, "prompt": render.prompt(JudgeCase(**known_of_it, candidate=output["text"]))}
+        yield {"case_index": case_index, "prompt": rubrics.prompt(JudgeCase(**known_of_it, candidate=output["text"]))}
 
 
 def _with_models(session: PanelSession, ruled: Path, tallies: dict[str, AnswerTally]) -> Iterator[Row]:

@@ -10,7 +10,7 @@ from tasks.readers.registry import Dropped, RawExample, ReaderInput, reader
 
 @reader(
     "lab", title="the lab", task="grounded_qa", files="no files: it draws questions about a small made-up world",
-    settings=("lab_rows",), prompt="lab.v1", version=VERSION,
+    settings=(), prompt="lab.v1", version=VERSION,
 )  # fmt: skip
 def lab(source: ReaderInput) -> Iterator[RawExample | Dropped]:
     """The lab's task, with the split, domain and source that its rows bring."""

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 Task = Literal["grounded_qa", "open", "number", "multiple_choice"]
 TASKS: tuple[Task, ...] = get_args(Task)
-Setting = Literal["path", "hub", "fields", "documents", "lab_rows"]
+Setting = Literal["path", "hub", "fields", "documents"]
 AUTO = "auto"  # the default of a recipe: a plain table
 Message = dict[str, str]  # role, content
 
@@ -93,10 +93,10 @@ class Reader:
         title: The name of the format, for people.
         files: In a few words, for the reference: which files it reads.
         task: The task of all its rows; None: the source's `task` says it.
-        settings: Settings of a source that have an effect with this reader. One that can be set but is not among
-            them is refused. `documents` is then needed. Without `path` and `hub`, it draws its rows itself.
+        settings: Settings of a source that it reads. One that is set but not among them is refused, and `documents`
+            is required where it is among them.
         prompt: The shipped prompt template of its rows; None: the one of their task.
-        version: Raise it when a reader that draws its rows itself draws others; None: it reads files.
+        version: Only for a reader that draws its rows itself instead of reading files: raise it when the rows change.
     """
 
     name: str
@@ -108,13 +108,24 @@ class Reader:
     version: int | None
     read: Read
 
+    def __post_init__(self) -> None:
+        where = f"reader {self.name!r} in {self.read.__module__}"
+        if self.name in (AUTO, *READERS):
+            raise ValueError(f"{where}: there is a reader of this name already. Choose another name.")
+        if not self.title.strip() or not self.files.strip():
+            raise ValueError(f"{where}: title or files is empty. Name the format, and say which files it reads.")
+        if self.task not in (None, *TASKS):
+            raise ValueError(f"{where}: unknown task {self.task!r}. Use {', '.join(TASKS)}, or None for the recipe's.")
+        if unknown := sorted(set(self.settings) - set(get_args(Setting))):
+            raise ValueError(f"{where}: unknown setting {unknown[0]!r}. Known: {', '.join(get_args(Setting))}.")
+
     @property
     def draws(self) -> bool:
-        """Whether it draws its rows itself, without files."""
-        return not {"path", "hub"} & set(self.settings)
+        """Whether it draws its rows itself instead of reading files."""
+        return self.version is not None
 
 
-_READERS: dict[str, Reader] = {}
+READERS: dict[str, Reader] = {}
 
 
 def reader(
@@ -124,45 +135,28 @@ def reader(
     """Declare the function below as a reader; see `Reader` for the arguments.
 
     Raises:
-        ValueError: The name is taken, or a part of the declaration is missing or unknown.
+        ValueError: The name is taken, or a part of the declaration is empty or unknown.
     """
 
     def declare(read: Read) -> Read:
-        _check(Reader(name, title, files, task, settings, prompt, version, read))
+        READERS[name] = Reader(name, title, files, task, settings, prompt, version, read)
         return read
 
     return declare
 
 
-def _check(found: Reader) -> None:
-    """Add a reader to the register, unless its declaration has a mistake."""
-    where = f"reader {found.name!r} in {found.read.__module__}"
-    if found.name in (AUTO, *_READERS):
-        raise ValueError(f"{where}: there is a reader of this name already. Choose another name.")
-    if not found.title.strip() or not found.files.strip():
-        raise ValueError(f"{where}: title or files is empty. Name the format, and say which files it reads.")
-    if found.task is not None and found.task not in TASKS:
-        raise ValueError(f"{where}: unknown task {found.task!r}. Use one of {', '.join(TASKS)}, or None: the recipe's.")
-    if unknown := set(found.settings) - set(get_args(Setting)):
-        known = ", ".join(get_args(Setting))
-        raise ValueError(f"{where}: unknown settings {', '.join(sorted(unknown))}. Known are {known}.")
-    if found.draws != (found.version is not None):
-        raise ValueError(f"{where}: give a version exactly where the reader draws its rows, without path and hub.")
-    _READERS[found.name] = found
-
-
 def reader_names() -> list[str]:
     """The values that `reader` of a source may have."""
-    return [AUTO, *sorted(_READERS)]
+    return [AUTO, *sorted(READERS)]
 
 
 def reader_of(name: str) -> Reader:
     """The reader of this name.
 
     Raises:
-        ValueError: There is none; the message names those that there are.
+        ValueError: There is none; the message lists the known names.
     """
-    found = _READERS.get("rows" if name == AUTO else name)
+    found = READERS.get("rows" if name == AUTO else name)
     if found is None:
         raise ValueError(f"there is no reader {name!r}. Use one of {', '.join(reader_names())}.")
     return found

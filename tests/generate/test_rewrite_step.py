@@ -124,17 +124,18 @@ def test_the_gold_and_the_last_message_go_in_as_values_and_earlier_turns_stay():
         ("{{ gold.__class__.__mro__ }}", "it fails"),
     ],
 )
-def test_a_template_that_asks_for_more_is_refused(text, message):
+def test_a_template_that_asks_for_more_is_refused(tmp_path, text, message):
+    (tmp_path / "mine.txt").write_text(text)
     with pytest.raises(DataError, match=message):
-        rewrite_prompt(TEMPLATES.compiled(text, "mine.txt"), [{"role": "user", "content": "Q?"}], "gold")
+        rewrite_prompt(TEMPLATES.load(str(tmp_path / "mine.txt")), [{"role": "user", "content": "Q?"}], "gold")
 
 
 def test_a_template_that_is_none_is_refused_before_anything_runs(tmp_path):
     with pytest.raises(DataError, match=r"no template of this name, nor a text file\. Set it to one of rewrite\.v1"):
-        TEMPLATES.text("rewrite.v9")
+        TEMPLATES.load("rewrite.v9")
     (tmp_path / "bad.txt").write_text("{{ gold")
     with pytest.raises(DataError, match="line 1: not a Jinja template"):
-        TEMPLATES.text(str(tmp_path / "bad.txt"))
+        TEMPLATES.load(str(tmp_path / "bad.txt"))
 
 
 def test_the_text_of_the_template_is_part_of_the_step_s_identity(tmp_path, store, monkeypatch):

@@ -8,7 +8,7 @@ from tasks.config import DataConfig
 from tasks.errors import DataError
 from tasks.ingest import ingest
 from tasks.ingest.example_prompts import PROMPTS
-from tasks.readers import TASKS, reader_names, reader_of
+from tasks.readers.registry import TASKS, reader_names, reader_of
 
 ROW = {"question": "Who?", "answer": "Ada"}
 

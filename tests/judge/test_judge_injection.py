@@ -9,7 +9,7 @@ import pytest
 
 from tasks.config import AbstentionConfig, JudgeConfig
 from tasks.judge.neutral import neutral
-from tasks.judge.rubrics import RUBRICS, JudgeCase, Rubrics, rubric_texts
+from tasks.judge.rubrics import RUBRICS, JudgeCase, Rubrics
 from tasks.judge.rules import Candidate, first_rule
 
 # What a candidate may say, and what the judge is shown of it.
@@ -69,7 +69,7 @@ SPOILT: list[tuple[str, dict[str, Any]]] = [
 
 def prompt(rubric: str, candidate: str, **fields: Any) -> str:
     case = JudgeCase("open", "Where?", "She lives in Oslo.", ["Oslo"], True, candidate)._replace(**fields)
-    return Rubrics(rubric_texts(rubric), reasoning=False).prompt(case)
+    return Rubrics(rubric, reasoning=False).prompt(case)
 
 
 @pytest.mark.parametrize("injection", SHOWN)

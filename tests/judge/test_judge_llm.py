@@ -17,9 +17,9 @@ from tasks.errors import DataError, StepError
 from tasks.judge.asking import ASK_VERDICT
 from tasks.judge.panel import decide
 from tasks.judge.replies import Opinion
-from tasks.judge.rubrics import JudgeCase, Rubrics, rubric_texts
+from tasks.judge.rubrics import RUBRICS, JudgeCase, Rubrics
 from tasks.lab import judging
-from tasks.readers import TASKS
+from tasks.readers.registry import TASKS
 
 EXAMPLES = [toy.example(key) for key in "abcd"]
 # The rules decide a (right) and d (nothing there); b and c are left.
@@ -361,11 +361,11 @@ def test_a_misspelt_variable_of_a_rubric_is_refused_while_the_run_is_planned(sto
 
 
 def test_every_task_has_a_rubric():
-    assert set(rubric_texts(None)) == set(TASKS)
+    assert set(RUBRICS.by_task) == set(TASKS)
 
 
 def test_the_lab_s_judge_is_asked_in_the_words_that_it_was_taught():
-    rubrics = Rubrics(rubric_texts("lab.v1"), reasoning=False)
+    rubrics = Rubrics("lab.v1", reasoning=False)
     for taught in islice(judging.cases(0), 300):
         case = JudgeCase("grounded_qa", taught.question, taught.document, [taught.gold], None, taught.candidate)
         assert rubrics.prompt(case) == taught.prompt

@@ -128,22 +128,22 @@ def summary(
         tallies: Counts of the verdicts on the real answers, by class of answerability.
     """
     names = sorted({answerability(one.probe.case.answerable) for one in judged} | set(tallies))
-    classes = [_line(name, judged, tallies.get(name, AnswerTally())) for name in names]
-    lines = [_all_classes(judged, tallies, classes), *(classes if len(classes) > 1 else [])]
+    classes = [_class_audit(name, judged, tallies.get(name, AnswerTally())) for name in names]
+    audits = [_all_classes(judged, tallies, classes), *(classes if len(classes) > 1 else [])]
     return {
         "n_probes": len(judged),
         "threshold": config.threshold,
         "min_precision": config.audit.min_precision,
         "below": config.audit.below,
         "fell_short": fell_short,
-        "classes": [asdict(line) for line in lines],
+        "classes": [asdict(one) for one in audits],
         "kinds": _kinds(judged),
         "sweep": _sweep(judged, list(tallies.values()), config),
-        "warnings": _warnings(lines[0]),
+        "warnings": _warnings(audits[0]),
     }
 
 
-def _line(name: str, judged: Sequence[JudgedProbe], tally: AnswerTally) -> ClassAudit:
+def _class_audit(name: str, judged: Sequence[JudgedProbe], tally: AnswerTally) -> ClassAudit:
     mine = [one for one in judged if name in (ALL, answerability(one.probe.case.answerable))]
     counts = Counter((one.probe.acceptable, one.found.verdict) for one in mine)
     right, wrong = counts[True, ACCEPT], counts[False, ACCEPT]
@@ -162,7 +162,7 @@ def _all_classes(
 ) -> ClassAudit:
     """The audit of all classes: probes are pooled, and wrong self-targets are summed over the classes."""
     total = AnswerTally(*(sum(getattr(one, name) for one in tallies.values()) for name in (ACCEPT, REJECT)))
-    pooled = _line(ALL, judged, total)
+    pooled = _class_audit(ALL, judged, total)
     # A class without usable probes of its own takes the rates of all probes.
     parts = [
         line.wrong_accepted_answers

@@ -1,4 +1,4 @@
-"""GSM8K."""
+"""GSM8K: word problems with a number as the answer."""
 
 from __future__ import annotations
 

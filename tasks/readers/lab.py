@@ -1,4 +1,4 @@
-"""The lab's own task, drawn instead of read."""
+"""The lab's task, whose rows are drawn and not read from files."""
 
 from __future__ import annotations
 

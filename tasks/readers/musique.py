@@ -1,4 +1,4 @@
-"""MuSiQue."""
+"""MuSiQue: questions that need several paragraphs."""
 
 from __future__ import annotations
 

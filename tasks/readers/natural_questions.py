@@ -1,4 +1,4 @@
-"""Natural Questions."""
+"""Natural Questions: search queries with a page that may contain the answer."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, get_args
 Task = Literal["grounded_qa", "open", "number", "multiple_choice"]
 TASKS: tuple[Task, ...] = get_args(Task)
 Setting = Literal["path", "hub", "fields", "documents"]
-AUTO = "auto"  # the default of a recipe: a plain table
+AUTO = "auto"  # the default in a recipe: the reader `rows`
 Message = dict[str, str]  # role, content
 
 
@@ -63,14 +63,14 @@ class Dropped(NamedTuple):
 
 @dataclass(frozen=True)
 class ReaderInput:
-    """What a reader is given of a source.
+    """The parts of a source that its reader is given.
 
     Attributes:
         key: Where the source stands in the recipe, e.g. `data.sources.0`, for messages.
         records: The rows of its files, or of its Hub dataset, in order.
-        documents: The same of the file in `documents`; empty where the reader does not take this setting.
-        columns: The recipe's `fields`: from what a row holds (question, answer, ...) to the column; None: no column.
-        n_rows, seed: How many rows to draw, for a reader that draws them itself.
+        documents: The rows of the file in `documents`; empty where this is not set.
+        columns: The recipe's `fields`: the column of each part of a row (question, answer, ...); None: it has none.
+        n_rows, seed: How many rows to draw, and from which seed, for a reader that draws its rows itself.
     """
 
     key: str
@@ -93,8 +93,8 @@ class Reader:
         title: The name of the format, for people.
         files: In a few words, for the reference: which files it reads.
         task: The task of all its rows; None: the source's `task` says it.
-        settings: Settings of a source that it reads. One that is set but not among them is refused, and `documents`
-            is required where it is among them.
+        settings: The settings of a source that it reads. A recipe that sets another one is refused. `documents` is
+            required where it is listed.
         prompt: The shipped prompt template of its rows; None: the one of their task.
         version: Only for a reader that draws its rows itself instead of reading files: raise it when the rows change.
     """

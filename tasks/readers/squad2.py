@@ -1,4 +1,4 @@
-"""SQuAD 2.0."""
+"""SQuAD 2.0: questions about a paragraph, some of them unanswerable."""
 
 from __future__ import annotations
 

@@ -382,7 +382,7 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         Path(name).write_text('{"question": "1 + 1?", "answer": "2"}\n')
     Path("template.txt").write_text("{{ gold }}")
     monkeypatch.setattr("tasks.ingest.sources.revision_digest", lambda config, key: "commit")
-    for module in ("generate.paid", "judge.panel", "train.step", "evaluate.step"):
+    for module in ("generate.filling", "judge.panel", "train.step", "evaluate.step"):
         monkeypatch.setattr(f"tasks.{module}.model_digest", lambda model: "weights")
     return {
         "data": {"sources": [{"name": "rows", "path": "rows.jsonl"}]},

@@ -22,7 +22,7 @@ from tasks.config import (
     SourceConfig,
     TrainConfig,
 )
-from tasks.generate import generate, likelihood, paid, rewrite
+from tasks.generate import filling, generate, likelihood, rewrite
 from tasks.ingest import ingest
 from tasks.judge import judge
 from tasks.running import progress
@@ -112,7 +112,7 @@ def run_until(store: Path | str, model: Path, step: str, *, kill_after: int = 0,
 def _run_until(env: dict[str, str], store: str, model: Path, step: str, kill_after: int, n_rows: int) -> None:
     os.environ |= env
     paid_rows.PART_SECONDS = 0  # a part after every row
-    paid.PROGRESS_SECONDS = -1  # and a progress report
+    filling.PROGRESS_SECONDS = -1  # and a progress report
     if kill_after:
         progress.listen(KillAfter(step, kill_after))
     opened = open_store(store)

@@ -1,7 +1,7 @@
 """Examples -> outputs of the base model and their likelihoods. No row is paid for twice."""
 
+from tasks.generate.filling import QuestionCounts
 from tasks.generate.likelihood import likelihood
-from tasks.generate.paid import QuestionCounts
 from tasks.generate.rewrite import JudgedOutputs, count_rewrites, rewrite
 from tasks.generate.step import count_answers, generate
 

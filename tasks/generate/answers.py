@@ -11,7 +11,7 @@ from tasks.artifacts.paid_rows import RowStore, row_key
 from tasks.artifacts.store import Store
 from tasks.config import EngineConfig, GenerateConfig, ModelConfig, RewriteConfig
 from tasks.engines import Engine, Message, Reply, Request, Sampling
-from tasks.generate.paid import Filling, QuestionCounts, Row, RowToFill, fill, refuse_failed, space_of
+from tasks.generate.filling import Filling, QuestionCounts, Row, RowToFill, fill, refuse_failed, space_of
 from tasks.running.step import Context
 from tasks.tables import schema
 

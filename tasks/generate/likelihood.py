@@ -16,7 +16,7 @@ from tasks.artifacts.paid_rows import RowStore, row_key
 from tasks.artifacts.store import Ref
 from tasks.config import EngineConfig, GenerateConfig, ModelConfig
 from tasks.engines import Continuation, Engine, Likelihood
-from tasks.generate.paid import Filling, Row, RowToFill, fill, refuse_failed, space_of, weights
+from tasks.generate.filling import Filling, Row, RowToFill, fill, refuse_failed, space_of, weights_digest
 from tasks.running.process import one_process
 from tasks.running.step import Context, step
 from tasks.tables import schema
@@ -27,7 +27,7 @@ _STORED = pa.schema(
 )
 
 
-@step(version=1, outside=weights, launcher=one_process)
+@step(version=1, outside=weights_digest, launcher=one_process)
 def likelihood(
     ctx: Context, *, model: ModelConfig, engine: EngineConfig, config: GenerateConfig, examples: Ref, outputs: Ref,
     verdicts: Ref,

@@ -19,7 +19,7 @@ from tasks.artifacts.store import Ref, Store
 from tasks.config import EngineConfig, ModelConfig, RewriteConfig
 from tasks.engines import Message, Request
 from tasks.generate.answers import paid_answers, request_for, write_outputs
-from tasks.generate.paid import QuestionCounts, RowToFill, count_questions, weights
+from tasks.generate.filling import QuestionCounts, RowToFill, count_questions, weights_digest
 from tasks.running.process import one_process
 from tasks.running.step import Context, step
 from tasks.tables.aligned import accepted, judged_outputs, training_batches, with_matches
@@ -38,7 +38,7 @@ class JudgedOutputs(NamedTuple):
 
 
 def _outside(*, model: ModelConfig, config: RewriteConfig, **sections: object) -> Mapping[str, str]:
-    return {**weights(model=model), "template": digest_of(TEMPLATES.load(config.template).text)}
+    return {**weights_digest(model=model), "template": digest_of(TEMPLATES.load(config.template).text)}
 
 
 @step(version=1, outside=_outside, launcher=one_process)

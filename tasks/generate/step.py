@@ -11,7 +11,7 @@ from tasks.config import EngineConfig, GenerateConfig, ModelConfig
 from tasks.engines import Request
 from tasks.errors import StepError
 from tasks.generate.answers import paid_answers, request_for, write_outputs
-from tasks.generate.paid import QuestionCounts, RowToFill, count_questions, weights
+from tasks.generate.filling import QuestionCounts, RowToFill, count_questions, weights_digest
 from tasks.running.process import one_process
 from tasks.running.step import Context, step
 from tasks.tables.aligned import training_batches
@@ -19,7 +19,7 @@ from tasks.tables.aligned import training_batches
 _TABLE = "outputs"
 
 
-@step(version=2, outside=weights, launcher=one_process)
+@step(version=2, outside=weights_digest, launcher=one_process)
 def generate(ctx: Context, *, model: ModelConfig, engine: EngineConfig, config: GenerateConfig, examples: Ref) -> None:
     """Answer every training prompt with the base model. Writes `outputs.parquet`."""
     rows = paid_answers(ctx.store, _TABLE, config, model=model, engine=engine, origin=ctx.ref["fingerprint"])

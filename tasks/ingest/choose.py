@@ -67,10 +67,10 @@ def decide(rendered: Path, folder: Path) -> Path:
 
 def chosen(rendered: Path, decided: Path, folder: Path, dropped: Counter[str]) -> Iterator[Row]:
     """The kept rows in the order of example_id. The others are counted in `dropped` by reason."""
-    yield from sorted_rows(_kept(rendered, decided, dropped), folder / "chosen", EXAMPLES, key="example_id")
+    yield from sorted_rows(_kept_rows(rendered, decided, dropped), folder / "chosen", EXAMPLES, key="example_id")
 
 
-def _kept(rendered: Path, decided: Path, dropped: Counter[str]) -> Iterator[Row]:
+def _kept_rows(rendered: Path, decided: Path, dropped: Counter[str]) -> Iterator[Row]:
     for row, decision in zip(spooled(rendered, columns=EXAMPLES.names), spooled(decided), strict=True):
         if decision["reason"] is None:
             yield row

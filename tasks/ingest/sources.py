@@ -33,7 +33,7 @@ class Source(NamedTuple):
         return reader_of(self.config.reader)
 
     @property
-    def shown(self) -> str:
+    def label(self) -> str:
         """How messages name the source."""
         return str(self.config.path or self.config.hub or self.reader.name)
 

@@ -123,15 +123,15 @@ class _Intake:
             self.n_rows += 1
             if self.n_rows % _REPORT_ROWS == 0:
                 self._ctx.progress(self.n_rows, 0, f"rows read, now {source.config.name}")
-            settled = found if isinstance(found, Dropped) else _settled(found, source, self._config.refusal)
-            if isinstance(settled, Dropped):
-                self.dropped[settled.reason] += 1
+            checked = found if isinstance(found, Dropped) else _checked(found, source, self._config.refusal)
+            if isinstance(checked, Dropped):
+                self.dropped[checked.reason] += 1
             else:
-                yield settled
+                yield checked
         n_read = self.n_rows - n_before
         if not n_read:
-            raise DataError(f"{source.shown}: there is no row in it. Check {source.key}.")
-        logger.info("ingest: %s: %s rows read from %s", source.config.name, f"{n_read:,}", source.shown)
+            raise DataError(f"{source.label}: there is no row in it. Check {source.key}.")
+        logger.info("ingest: %s: %s rows read from %s", source.config.name, f"{n_read:,}", source.label)
 
     def _with_prompts(self, source: Source, index: int, examples: Iterator[RawExample]) -> Iterator[Row]:
         template = None
@@ -153,7 +153,7 @@ class _Intake:
             }  # fmt: skip
 
 
-def _settled(raw: RawExample, source: Source, refusal: str) -> RawExample | Dropped:
+def _checked(raw: RawExample, source: Source, refusal: str) -> RawExample | Dropped:
     """The example with the golds and answerability that its task requires, or the reason to drop it."""
     grounded = source.task == "grounded_qa"
     answerable = (raw.answerable is not False) if grounded else None

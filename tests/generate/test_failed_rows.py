@@ -16,7 +16,7 @@ from tasks.artifacts.store import Store, open_store
 from tasks.config import EngineConfig, GenerateConfig, ModelConfig
 from tasks.engines import Continuation, Likelihood, Reply, Request
 from tasks.errors import StepError
-from tasks.generate import generate, likelihood, paid
+from tasks.generate import filling, generate, likelihood
 from tasks.generate.answers import paid_answers
 from tasks.running.step import Planned
 
@@ -62,8 +62,8 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
     def opened(*_: Any, **__: Any) -> Iterator[Engine]:
         yield found
 
-    monkeypatch.setattr(paid, "open_engine", opened)
-    monkeypatch.setattr(paid, "model_digest", lambda model: "weights")
+    monkeypatch.setattr(filling, "open_engine", opened)
+    monkeypatch.setattr(filling, "model_digest", lambda model: "weights")
     for uses_it in (paid_answers, likelihood.body):
         monkeypatch.setitem(uses_it.__globals__, "space_of", lambda *settings: "space")
     return found

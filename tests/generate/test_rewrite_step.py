@@ -139,7 +139,7 @@ def test_a_template_that_is_none_is_refused_before_anything_runs(tmp_path):
 
 
 def test_the_text_of_the_template_is_part_of_the_step_s_identity(tmp_path, store, monkeypatch):
-    monkeypatch.setattr("tasks.generate.paid.model_digest", lambda model: "weights")
+    monkeypatch.setattr("tasks.generate.filling.model_digest", lambda model: "weights")
     mine = tmp_path / "mine.txt"
     mine.write_text("{{ prompt }} {{ gold }}")
     config = {"template": str(mine)}

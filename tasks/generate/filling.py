@@ -86,7 +86,7 @@ class QuestionCounts(NamedTuple):
     n_missing: int
 
 
-def weights(*, model: ModelConfig, **sections: object) -> Mapping[str, str]:
+def weights_digest(*, model: ModelConfig, **sections: object) -> Mapping[str, str]:
     """The digest of the model's weights, which is part of the fingerprint of every step that asks the model."""
     return {"model": model_digest(model)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 MISSING = "–"
+BASE = "base"  # the model without an adapter
 
 
 def share(value: float | None) -> str:

@@ -7,7 +7,7 @@ import functools
 import importlib.metadata
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from tasks.config import EvaluateConfig
 from tasks.engines import Engine, LoadedModel
 from tasks.errors import DataError
 from tasks.measures.answers import abstains
-from tasks.measures.scores import LEAKED_REFUSAL, LOWER_MARK
+from tasks.measures.metrics import GENERAL, Answered, item_scores
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
@@ -84,9 +84,7 @@ def items(engine: Engine, name: str, config: EvaluateConfig, abstentions: Sequen
     """
     results = _evaluate(engine, name, config)
     for task, samples in sorted(results["samples"].items()):
-        directions = results.get("higher_is_better", {}).get(task, {})
-        lower = frozenset(metric for metric, higher in directions.items() if higher is False)
-        yield from task_rows(Path(name).stem, task, samples, lower, abstentions)
+        yield from task_rows(Path(name).stem, task, samples, results["higher_is_better"][task], abstentions)
 
 
 def _evaluate(engine: Engine, name: str, config: EvaluateConfig) -> dict[str, Any]:  # Any: harness results
@@ -159,13 +157,14 @@ def _manager(folder: Path, *, defaults: bool) -> TaskManager:
 
 
 def task_rows(
-    name: str, task: str, samples: Sequence[dict[str, Any]], lower: frozenset[str], abstentions: Sequence[str]
-) -> Iterator[dict[str, object]]:  # Any: harness samples
+    name: str, task: str, samples: Sequence[dict[str, Any]], higher_is_better: Mapping[str, bool | None],
+    abstentions: Sequence[str],
+) -> Iterator[dict[str, object]]:  # Any: harness samples  # fmt: skip
     """Rows of the items table from the samples of one task: the harness logs one for each document and filter.
 
     Args:
         name: The benchmark; one of several tasks may be all of it.
-        lower: Metrics of which less is better. Their rows say so, and no average takes them in.
+        higher_is_better: What the harness states of each metric; None or missing where it states nothing.
     """
     seen: Counter[tuple[str, str, str]] = Counter()
     for sample in samples:
@@ -182,12 +181,13 @@ def task_rows(
             "problem": None,
         }
         if output is not None and filter_name == samples[0].get("filter", "none"):
-            yield common | {"metric": LEAKED_REFUSAL, "score": float(abstains(output, abstentions))}
+            item = Answered("", (), None, output, abstains(output, abstentions))
+            yield from (common | {"metric": own, "score": score} for own, score in item_scores(item, GENERAL).items())
         suffix = "" if filter_name == "none" else f",{filter_name}"
         for metric in sample["metrics"]:
             if metric not in _SKIPPED_METRICS:
-                called = f"{metric}{suffix}{LOWER_MARK if metric in lower else ''}"
-                yield common | {"metric": called, **_scored(sample[metric])}
+                stated = {"metric": f"{metric}{suffix}", "higher_is_better": higher_is_better.get(metric)}
+                yield common | stated | _scored(sample[metric])
 
 
 def _scored(value: object) -> dict[str, object]:

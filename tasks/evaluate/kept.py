@@ -15,9 +15,10 @@ from tasks.artifacts.digest import digest_of
 from tasks.artifacts.store import Ref, Store
 from tasks.config import AbstentionConfig, EngineConfig, EvaluateConfig, ModelConfig
 from tasks.evaluate import benchmarks
+from tasks.measures.metrics import GENERAL, scored_versions
 from tasks.models import model_digest
 
-_VERSION = 2  # raise it when the same key would give other items
+_VERSION = 3  # raise it when the same key would give other items
 _OF_THE_TASK = ("benchmarks", "max_task_rows", "max_new_tokens", "drift_rows")  # settings that no benchmark reads
 
 
@@ -30,7 +31,7 @@ def key_of(
     content = benchmarks.content_digests(config.model_copy(update={"benchmarks": (name,)}))
     weights = [model_digest(model), _files(store, adapter)]
     sections = [model.identity(), engine.identity(), abstention.identity()]
-    return digest_of([_VERSION, name, content, settings, weights, sections])
+    return digest_of([_VERSION, scored_versions(GENERAL), name, content, settings, weights, sections])
 
 
 def _files(store: Store, adapter: Ref | None) -> dict[str, str] | None:

@@ -26,7 +26,8 @@ from tasks.config import AbstentionConfig, EngineConfig, EvaluateConfig, ModelCo
 from tasks.engines import Continuation, Engine, Likelihood, Reply, Request, Sampling, open_engine
 from tasks.errors import StepError
 from tasks.evaluate import benchmarks, drift, kept
-from tasks.evaluate.metrics import Answered, item_scores
+from tasks.measures import metrics
+from tasks.measures.answers import abstains
 from tasks.models import best_device, model_digest
 from tasks.running.process import one_process
 from tasks.running.step import Context, step
@@ -38,10 +39,11 @@ Answer = TypeVar("Answer", Reply, Likelihood)
 
 
 @step(
-    version=4,
+    version=5,
     outside=lambda *, model, engine, config, abstention: {
         "model": model_digest(model),
         "benchmarks": benchmarks.content_digests(config),
+        "metrics": {family: metrics.scored_versions(family) for family in metrics.FAMILIES},
     },
     launcher=one_process,
 )
@@ -178,16 +180,17 @@ def _task_items(
     sampling = Sampling(config.max_new_tokens)
     for reply in engine.generate(requests, sampling):
         row = rows[reply.key]
+        family = f"task-{row['domain']}"
         common: ItemRow = {
             "benchmark": f"task:{source}", "item_id": reply.key, "cluster": row["group"], "output": reply.text,
             "problem": reply.problem,
         }  # fmt: skip
         if reply.text is None:
-            metric = "exact_match" if row["answerable"] is None else "modified_recall"
-            yield common | {"metric": metric, "score": None}
+            yield common | {"metric": metrics.primary_on(row["answerable"], family), "score": None}
             continue
-        item = Answered(row["task"], row["golds"], row["answerable"], reply.text)
-        for metric, score in item_scores(item, abstention.phrases).items():
+        refuses = abstains(reply.text, abstention.phrases)
+        item = metrics.Answered(row["task"], row["golds"], row["answerable"], reply.text, refuses)
+        for metric, score in metrics.item_scores(item, family).items():
             yield common | {"metric": metric, "score": score}
 
 
@@ -220,7 +223,8 @@ def _write(ctx: Context, parts: list[Path], families: dict[str, str]) -> None:
             writer.write(pa.Table.from_batches([batch]))
     ctx.account(n_items, writer.n_rows, {})
     means = """
-        SELECT benchmark, metric, avg(score) AS value, count(score) AS n, count(*) - count(score) AS n_unscored
+        SELECT benchmark, metric, avg(score) AS value, count(score) AS n, count(*) - count(score) AS n_unscored,
+            bool_and(higher_is_better) AS higher_is_better
         FROM {items} GROUP BY ALL ORDER BY benchmark, metric
     """
     with (
@@ -228,4 +232,4 @@ def _write(ctx: Context, parts: list[Path], families: dict[str, str]) -> None:
         schema.TableWriter(ctx.out / "scores.parquet", schema.SCORES) as writer,
     ):
         rows = reader.read_all().to_pylist()
-        writer.write([row | {"family": families.get(row["benchmark"], "general")} for row in rows])
+        writer.write([row | {"family": families.get(row["benchmark"], metrics.GENERAL)} for row in rows])

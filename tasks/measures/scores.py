@@ -5,24 +5,20 @@ Read by all that compares models: the report, and the decision whether an adapte
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
+from tasks.measures import metrics
+from tasks.measures.metrics import FAMILIES, Metric
 from tasks.tables.schema import ITEMS, SCORES, check_schema, read_table
-
-LEAKED_REFUSAL = "leaked_refusal"
-LOWER_IS_BETTER = ("over_refusal", LEAKED_REFUSAL)
-LOWER_MARK = " (lower is better)"  # ends the name of a benchmark's metric of which less is better
-_PRIMARY = {
-    "task": ("modified_recall", "exact_match", "token_recall"),
-    "general": ("exact_match", "acc_norm", "mc2", "acc", "prompt_level_strict_acc"),
-}
 
 
 @dataclass(frozen=True)
@@ -30,29 +26,35 @@ class Key:
     """What a score is of.
 
     Attributes:
-        primary: It stands for its benchmark, in averages and in tests. Higher is better, always.
+        higher_is_better: None where neither the benchmark states it nor the metric is declared here.
+        primary: The metric stands for its benchmark in averages and in tests. Higher is better, always.
     """
 
     benchmark: str
     metric: str
     family: str
+    higher_is_better: bool | None
     primary: bool
 
     @property
     def name(self) -> str:
+        """Benchmark and metric."""
         return f"{self.benchmark} {self.metric}"
 
     @property
     def is_task(self) -> bool:
-        return self.family != "general"
+        """Whether this is a split of the task, and no general benchmark."""
+        return self.family != metrics.GENERAL
 
     @property
-    def lower_is_better(self) -> bool:
-        return lower_is_better(self.metric)
+    def declared(self) -> Metric | None:
+        """The metric's declaration; None for one that only its benchmark knows."""
+        return metrics.find(self.metric, self.family)
 
-
-def lower_is_better(metric: str) -> bool:
-    return metric in LOWER_IS_BETTER or metric.endswith(LOWER_MARK)
+    @property
+    def own_items(self) -> bool:
+        """Whether each model is scored on items of its own, so that there are no pairs to compare."""
+        return bool(self.declared and self.declared.own_items)
 
 
 def keys_of(folders: Mapping[str, Path]) -> list[Key]:
@@ -61,34 +63,38 @@ def keys_of(folders: Mapping[str, Path]) -> list[Key]:
     Args:
         folders: A scores artifact a model.
     """
-    family: dict[tuple[str, str], str] = {}
+    rows = [row for folder in folders.values() for row in read_table(folder / "scores.parquet", SCORES).to_pylist()]
     n_scored: Counter[tuple[str, str]] = Counter()
-    for folder in folders.values():
-        for row in read_table(folder / "scores.parquet", SCORES).to_pylist():
-            family.setdefault((row["benchmark"], row["metric"]), row["family"])
-            n_scored[row["benchmark"], row["metric"]] += row["n"]
-    metrics: dict[str, list[str]] = {}
-    for benchmark, metric in sorted(family):
-        metrics.setdefault(benchmark, []).append(metric)
-    primary = {}
-    for benchmark, names in metrics.items():
-        scored = [name for name in names if n_scored[benchmark, name]]
-        primary[benchmark] = _primary(scored or names, is_task=family[benchmark, names[0]] != "general")
-    keys = [Key(benchmark, metric, kind, metric == primary[benchmark]) for (benchmark, metric), kind in family.items()]
-    order = ("task-in", "task-out", "general")
-    return sorted(keys, key=lambda k: (order.index(k.family), k.benchmark, not k.primary, k.metric))
+    keys: dict[tuple[str, str], Key] = {}
+    for row in rows:
+        at = row["benchmark"], row["metric"]
+        n_scored[at] += row["n"]
+        keys.setdefault(at, Key(*at, row["family"], _direction(row), primary=False))
+    for benchmark in {key.benchmark for key in keys.values()}:
+        found = [key for key in keys.values() if key.benchmark == benchmark]
+        if primary := _primary([key for key in found if n_scored[benchmark, key.metric]] or found):
+            keys[benchmark, primary.metric] = replace(primary, primary=True)
+    return sorted(keys.values(), key=lambda k: (FAMILIES.index(k.family), k.benchmark, not k.primary, k.metric))
 
 
-def _primary(metrics: Sequence[str], *, is_task: bool) -> str | None:
-    """The metric that stands for its benchmark; None where of each less is better: such a benchmark is in no average.
+def _direction(row: Mapping[str, Any]) -> bool | None:  # Any: values of a table
+    """What the benchmark states, or else what is declared here, of whether higher is better."""
+    stated: bool | None = row["higher_is_better"]
+    declared = metrics.find(row["metric"], row["family"])
+    return stated if stated is not None or declared is None else declared.higher_is_better
 
-    lm-eval may add a filter to a name: `exact_match,strict-match`.
+
+def _primary(keys: Sequence[Key]) -> Key | None:
+    """The primary metric of a benchmark: the lowest declared rank, else the first by name.
+
+    None where no metric is known to be better the higher it is: such a benchmark enters no average.
     """
-    metrics = [metric for metric in metrics if not lower_is_better(metric)]
-    for wanted in _PRIMARY["task" if is_task else "general"]:
-        if found := [metric for metric in metrics if metric.split(",")[0] == wanted]:
-            return found[0]
-    return next(iter(metrics), None)
+
+    def rank(key: Key) -> tuple[float, str]:
+        declared = key.declared.primary_rank if key.declared else None
+        return (math.inf if declared is None else declared), key.metric
+
+    return min((key for key in keys if key.higher_is_better and not key.own_items), key=rank, default=None)
 
 
 def items_of(folders: Mapping[str, Path], key: Key) -> pd.DataFrame:

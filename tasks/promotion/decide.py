@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.config import PromotionConfig
+from tasks.measures.bootstrap import MIN_CLUSTERS, Method
+from tasks.measures.non_inferiority import Bound, lower_bound, non_inferior
 from tasks.measures.scores import Key, items_of, keys_of
-from tasks.measures.statistics import MIN_CLUSTERS, Bound, Method, lower_bound, non_inferior
 
 BASE, ARM, CURRENT = "base", "arm", "current"
 

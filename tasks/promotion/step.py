@@ -9,12 +9,13 @@ from dataclasses import asdict
 from tasks.artifacts.store import Ref
 from tasks.config import PromotionConfig
 from tasks.errors import StepError
+from tasks.measures import metrics
 from tasks.running.step import Context, step
 
 logger = logging.getLogger(__name__)
 
 
-@step(version=2)
+@step(version=2, outside=lambda *, config: {"metrics": metrics.declarations()})
 def promote(
     ctx: Context, *, config: PromotionConfig, adapter: Ref, scores_base: Ref, scores_arm: Ref,
     current: Ref | None = None, scores_current: Ref | None = None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 
@@ -53,6 +53,14 @@ class SideBySide:
 
 
 @dataclass(frozen=True)
+class Paragraph:
+    """A sentence or more, above other blocks."""
+
+    text: str
+    kind: Literal["paragraph"] = "paragraph"
+
+
+@dataclass(frozen=True)
 class Listing:
     """Preformatted text."""
 
@@ -61,7 +69,7 @@ class Listing:
     kind: Literal["listing"] = "listing"
 
 
-Block = Table | Chart | SideBySide | Listing
+Block = Table | Chart | SideBySide | Listing | Paragraph
 
 
 @dataclass(frozen=True)
@@ -69,5 +77,4 @@ class PageSection:
     """A heading and what stands below it."""
 
     title: str
-    text: str = ""
-    blocks: list[Block] = field(default_factory=list)
+    blocks: list[Block]

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from tasks.measures import statistics
-from tasks.measures.statistics import Estimate, Method
+from tasks.measures.bootstrap import Method
+from tasks.measures.statistics import Estimate
 from tasks.tables.schema import DRIFT, read_table
 
 

@@ -14,15 +14,15 @@ import yaml
 
 from tasks.artifacts.store import Ref
 from tasks.config import RunConfig
-from tasks.measures.statistics import Floats
+from tasks.measures.bootstrap import Floats
 from tasks.report.audited import Audit, audits
 from tasks.report.judged import Judged, judged
-from tasks.report.measured import BASE, Measured, measure
-from tasks.report.published import PUBLISHED, Published
-from tasks.report.spent import Made, spent
+from tasks.report.measured import Measured, measure
+from tasks.report.provenance import ArtifactRecord, artifact_records
 from tasks.report.verdict import verdict, warnings
 from tasks.running.step import Context
 from tasks.tables.schema import EXAMPLES, METRICS, OUTPUTS, TARGETS, VERDICTS, check_schema, read_table
+from tasks.wording import BASE
 
 REPORT_SCHEMA_VERSION = "2"
 MAX_CURVE_POINTS = 200
@@ -55,17 +55,15 @@ class Findings:
     warnings: list[str]
     measured: Measured
     promotion: dict[str, Any] | None  # Any: the JSON values of decision.json
-    published: list[Published]
     judged: Judged
     audits: list[Audit]
     curves: list[Curve]
-    steps: list[Made]
+    steps: list[ArtifactRecord]
     recipe_yaml: str
 
     def to_json(self) -> str:
-        values = asdict(self)
-        values["published"] = [row._asdict() for row in self.published]
-        return json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        """The content of `report.json`."""
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def find(ctx: Context, recipe: RunConfig, artifacts: Mapping[str, Ref]) -> Findings:
@@ -86,14 +84,14 @@ def find(ctx: Context, recipe: RunConfig, artifacts: Mapping[str, Ref]) -> Findi
         targets=_targets(ctx, recipe, artifacts),
         n_examples=recipe.report.n_examples, confidence=recipe.report.confidence, spill=ctx.work,
     )  # fmt: skip
-    steps = spent(ctx.store, artifacts, recipe)
+    steps = artifact_records(ctx.store, artifacts, recipe)
     audited = audits(ctx.store, artifacts)
     return Findings(
         schema_version=REPORT_SCHEMA_VERSION, run=recipe.name, title=recipe.report.title, model=recipe.model.base,
         confidence=recipe.report.confidence, non_inferiority_margin=recipe.report.margin,
         verdict=verdict(measured, confidence=recipe.report.confidence),
         warnings=warnings(measured, judge.acceptance, steps, audited),
-        measured=measured, promotion=_decision(ctx, artifacts), published=list(PUBLISHED), judged=judge, audits=audited,
+        measured=measured, promotion=_decision(ctx, artifacts), judged=judge, audits=audited,
         curves=[_curve(arm, ctx.path(artifacts[f"adapter_{i}"], "metrics.parquet")) for i, arm in enumerate(arms)],
         steps=steps, recipe_yaml=yaml.safe_dump(recipe.identity(), sort_keys=False, allow_unicode=True),
     )  # fmt: skip

@@ -15,14 +15,12 @@ import numpy as np
 
 from tasks.config import ArmConfig, RunConfig
 from tasks.measures import statistics
+from tasks.measures.bootstrap import Method
+from tasks.measures.non_inferiority import non_inferior
 from tasks.measures.scores import Key, items_of, keys_of
-from tasks.measures.statistics import Average, Comparison, Estimate, Method
+from tasks.measures.statistics import Average, Comparison, Estimate
 from tasks.report.drifted import Drift, drift_of
-from tasks.wording import setting
-
-BASE = "base"
-# Each model is scored on the items that it refused itself: there are no pairs to compare.
-_OWN_ITEMS = ("abstention_precision",)
+from tasks.wording import BASE, setting
 
 
 @dataclass(frozen=True)
@@ -130,7 +128,7 @@ def measure(folders: Mapping[str, Path], recipe: RunConfig) -> Measured:
 
     def estimate(key: Key, model: str) -> Estimate:
         scores, names = frames[key][model].to_numpy(), clusters[key]
-        if key.metric in _OWN_ITEMS:  # another model's items are not this one's missing scores
+        if key.own_items:  # another model's items are not this one's missing scores
             scored = ~np.isnan(scores)
             scores, names = scores[scored], [name for name, keep in zip(names, scored, strict=True) if keep]
         return statistics.mean(scores, clusters=names, method=method)
@@ -156,11 +154,11 @@ def _arm(
     arm: ArmConfig, recipe: RunConfig, keys: Sequence[Key], estimate: Callable[[Key, str], Estimate], change: Change,
     method: Method, drift: Drift | None,
 ) -> Arm:  # fmt: skip
-    changes = {key: change(key, BASE, arm.name) for key in keys if key.metric not in _OWN_ITEMS}
+    changes = {key: change(key, BASE, arm.name) for key in keys if not key.own_items}
     adjusted = _adjusted(changes)
     scores = [Score(key, estimate(key, arm.name), changes.get(key), adjusted.get(key)) for key in keys]
     task, transfer, general = (_average(changes, family, method) for family in ("task-in", "task-out", "general"))
-    kept = statistics.non_inferior(general.low, margin=recipe.report.margin) if general else None
+    kept = non_inferior(general.low, margin=recipe.report.margin) if general else None
     return Arm(
         arm.name, arm.policy, arm.train_config(recipe.train).identity(), scores, task, transfer, general, kept, drift,
     )  # fmt: skip

@@ -21,7 +21,6 @@ def html_page(found: Findings, sections: Sequence[PageSection]) -> str:
     shown = [
         {
             "title": section.title,
-            "text": section.text,
             "runs": [(kind, list(run)) for kind, run in itertools.groupby(section.blocks, lambda block: block.kind)],
         }
         for section in sections

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from tasks.report.audited import Audit, AuditClass, Share
 from tasks.report.blocks import Block, Cell, Table
-from tasks.report.findings import Findings
 from tasks.wording import MISSING, count, interval, level, percent
+
+if TYPE_CHECKING:
+    from tasks.report.findings import Findings
 
 _MADE = {
     "other_gold": "another gold of the row", "wrapped": "the gold in a sentence",

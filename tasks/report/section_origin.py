@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from tasks.report.blocks import Block, Cell, Listing, Table
-from tasks.report.findings import Findings
-from tasks.report.spent import Made
 from tasks.wording import MISSING, count, seconds
 
+if TYPE_CHECKING:
+    from tasks.report.findings import Findings
+    from tasks.report.provenance import ArtifactRecord
 
-def accounting(found: Findings) -> Table:
+
+def accounting(found: Findings) -> Iterator[Block]:
     rows = []
     for made in found.steps:
         dropped = "; ".join(f"{n:,} {reason}" for reason, n in made.dropped.items()) or (
@@ -21,7 +24,7 @@ def accounting(found: Findings) -> Table:
             [Cell(made.label), Cell(count(made.rows_in)), Cell(count(made.rows_out)), Cell(dropped),
              Cell(closes, tone="bad" if closes == "NO" else ""), Cell(_other_counts(made))]
         )  # fmt: skip
-    return Table(
+    yield Table(
         ["Step", "Rows in", "Rows out", "Dropped by reason", "Adds up", "Other counts"], rows,
         "Every row that enters a step leaves it or is dropped for a named reason. A dash: the step does not account "
         "for rows.",
@@ -29,13 +32,13 @@ def accounting(found: Findings) -> Table:
     )  # fmt: skip
 
 
-def _other_counts(made: Made) -> str:
+def _other_counts(made: ArtifactRecord) -> str:
     shown = {"rows_in", "rows_out", "rows_generated", "rows_reused", *made.tokens}
     left = {name: n for name, n in made.counts.items() if name not in shown and not name.startswith("dropped.")}
     return ", ".join(f"{name} {n:,}" for name, n in left.items()) or MISSING
 
 
-def cost(found: Findings) -> Table:
+def cost(found: Findings) -> Iterator[Block]:
     rows = [
         [
             Cell(made.label), Cell(seconds(made.seconds)),
@@ -46,7 +49,7 @@ def cost(found: Findings) -> Table:
     ]  # fmt: skip
     known = [made.seconds for made in found.steps if made.seconds is not None]
     rows.append([Cell("all"), Cell(seconds(sum(known))), *(Cell("") for _ in range(4))])
-    return Table(
+    yield Table(
         ["Step", "Time", "Tokens", "Rows generated", "Rows reused", "Host"], rows,
         "What each artifact cost when it was made; one that was reused by this run cost nothing again. Rows reused: "
         "rows that an earlier run had already paid for.",

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tasks.report.blocks import Cell, PageSection, Table
+from tasks.report.blocks import Block, Cell, Paragraph, Table
 from tasks.wording import count, level, share, signed
+
+if TYPE_CHECKING:
+    from tasks.report.findings import Findings
 
 _OUTCOMES = {
     "promoted": "The adapter of {arm} may take the place of what stands now",
@@ -15,12 +18,9 @@ _OUTCOMES = {
 }
 
 
-def promotion(decision: dict[str, Any] | None) -> Iterator[PageSection]:  # Any: JSON values
-    """The section, where the recipe promotes.
-
-    Args:
-        decision: The content of `decision.json`.
-    """
+def promotion(found: Findings) -> Iterator[Block]:
+    """The decision and its checks; nothing where the recipe promotes no adapter."""
+    decision = found.promotion
     if decision is None:
         return
     outcome = _OUTCOMES[decision["outcome"]].format(arm=decision["arm"])
@@ -30,8 +30,8 @@ def promotion(decision: dict[str, Any] | None) -> Iterator[PageSection]:  # Any:
         f"at a level of {level(decision['confidence'])}. Not shown to be no worse is not the same as worse, and is "
         "kept back all the same. No correction for several checks: all of them must pass."
     )
-    table = Table(["Check", "Benchmark", "Change", "Above", "Margin", "Items", "Passed"], rows, caption, prose=True)
-    yield PageSection("Promotion", f"{outcome}: {'; '.join(decision['reasons'])}.", [table])
+    yield Paragraph(f"{outcome}: {'; '.join(decision['reasons'])}.")
+    yield Table(["Check", "Benchmark", "Change", "Above", "Margin", "Items", "Passed"], rows, caption, prose=True)
 
 
 def _cells(check: dict[str, Any]) -> Iterator[Cell]:  # Any: JSON values

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from tasks.measures.scores import LEAKED_REFUSAL, Key
-from tasks.measures.statistics import Average, Comparison
+from tasks.measures.metrics import leaked_refusal
 from tasks.policies import title_of
-from tasks.report import charts
 from tasks.report.blocks import Block, Cell, Chart, Table
-from tasks.report.findings import Findings
-from tasks.report.measured import BASE, Arm, Score
 from tasks.wording import (
+    BASE,
     MISSING,
     count,
     interval,
@@ -26,19 +24,24 @@ from tasks.wording import (
     stars,
 )  # fmt: skip
 
+if TYPE_CHECKING:
+    from tasks.measures.scores import Key
+    from tasks.measures.statistics import Average, Comparison
+    from tasks.report.findings import Findings
+    from tasks.report.measured import Arm, Score
+
 
 def results(found: Findings) -> Iterator[Block]:
     yield _summary(found)
-    yield _published(found)
     keys = [score.key for score in found.measured.base]
     yield _scores(
         found,
         [key for key in keys if key.primary],
         _PRIMARY_CAPTION.format(level=level(found.confidence), alpha=f"{1 - found.confidence:g}"),
     )
-    if others := [key for key in keys if not key.primary and key.metric != LEAKED_REFUSAL]:
+    if others := [key for key in keys if not key.primary and key.declared != leaked_refusal]:
         yield _scores(found, others, _OTHER_CAPTION, folded="Other metrics")
-    if leaked := [key for key in keys if key.metric == LEAKED_REFUSAL]:
+    if leaked := [key for key in keys if key.declared == leaked_refusal]:
         yield _scores(found, leaked, _LEAKED_CAPTION)
 
 
@@ -49,12 +52,12 @@ _PRIMARY_CAPTION = (
     "out, not counted as wrong."
 )
 _OTHER_CAPTION = (
-    "Not part of any average, not adjusted and so not marked. Lower is better for over_refusal, and where it is said. "
-    "Abstention precision has no paired change: each model is scored on the items that it refused itself."
+    "These metrics enter no average. Their changes are not adjusted for the number of tests and so carry no stars. "
+    "Where each model is scored on items of its own, there is no paired change."
 )
 _LEAKED_CAPTION = (
-    "Leaked refusals: share of benchmark answers that are refusals, in percent; lower is better. They are part of the "
-    "scores above, and shown apart because they tell why a score fell."
+    "Refusals among the benchmark answers, in percent. They are part of the scores above, and are shown apart because "
+    "they tell why a score fell."
 )
 
 
@@ -101,19 +104,7 @@ def _average_cell(average: Average | None, confidence: float) -> Cell:
     mark = stars(average.p_value, confidence=confidence)
     missing = f"\nwithout {listed(average.missing)}" if average.missing else ""
     change = f"{signed(average.delta)} {interval(average.low, average.high, sign=True)}{mark}{missing}"
-    return Cell(share(average.after), change, _tone(average.delta, mark, lower_is_better=False))
-
-
-def _published(found: Findings) -> Table:
-    rows = [
-        [Cell(row.figure), *(Cell(value or MISSING) for value in (row.base, row.sft, row.ssr)), Cell(row.source)]
-        for row in found.published
-    ]
-    return Table(
-        ["Published (paper), not measured here", "Base", "SFT", "SSR", "Source"], rows,
-        "For orientation only: what the paper reports for Mistral-7B-Instruct-v0.2 on its own data.",
-        prose=True,
-    )  # fmt: skip
+    return Cell(share(average.after), change, _tone(average.delta, mark))
 
 
 def _scores(found: Findings, keys: Sequence[Key], caption: str, *, folded: str = "") -> Table:
@@ -122,13 +113,18 @@ def _scores(found: Findings, keys: Sequence[Key], caption: str, *, folded: str =
     by_arm = [{score.key: score for score in arm.scores} for arm in arms]
     rows = [
         [
-            Cell(key.benchmark, f"{key.metric}\n{key.family}"),
+            Cell(key.benchmark, f"{key.metric}{_DIRECTIONS[key.higher_is_better]}\n{key.family}"),
             _score_cell(base[key], found.confidence),
             *(_score_cell(scores[key], found.confidence) for scores in by_arm),
         ]
         for key in keys
     ]
-    return Table(["Benchmark", BASE, *(arm.name for arm in arms)], rows, caption, folded)
+    titles = sorted({(key.declared.name, key.declared.title) for key in keys if key.declared})
+    explained = "".join(f" {name}: {title}." for name, title in titles)
+    return Table(["Benchmark", BASE, *(arm.name for arm in arms)], rows, caption + explained, folded)
+
+
+_DIRECTIONS = {True: "", False: " (lower is better)", None: " (direction not stated)"}
 
 
 def _score_cell(score: Score, confidence: float) -> Cell:
@@ -141,7 +137,7 @@ def _score_cell(score: Score, confidence: float) -> Cell:
         lines += _change(change, mark)
     if estimate.n_missing:
         lines.append(f"{count(estimate.n_missing)} unscored")
-    tone = _tone(change.delta if change else None, mark, score.key.lower_is_better)
+    tone = _tone(change.delta if change else None, mark, higher_is_better=score.key.higher_is_better)
     return Cell(share(estimate.value), "\n".join(line for line in lines if line), tone)
 
 
@@ -152,13 +148,16 @@ def _change(change: Comparison, mark: str) -> list[str]:
     return [seen, f"MDD {share(change.detectable)}, n {count(change.n_pairs)}"]
 
 
-def _tone(delta: float | None, mark: str, lower_is_better: bool) -> str:
-    if not mark or not delta:
+def _tone(delta: float | None, mark: str, *, higher_is_better: bool | None = True) -> str:
+    """Whether a significant change is good or bad news."""
+    if not mark or not delta or higher_is_better is None:
         return ""
-    return "good" if (delta > 0) != lower_is_better else "bad"
+    return "good" if (delta > 0) == higher_is_better else "bad"
 
 
 def comparison(found: Findings) -> Iterator[Block]:
+    from tasks.report import charts
+
     arms, intervals = found.measured.arms, f"{level(found.confidence)} intervals"
     if svg := charts.forgetting(arms):
         yield Chart(
@@ -230,7 +229,7 @@ def _contrasts(found: Findings) -> Table:
 def _contrast_cell(change: Average | None, confidence: float) -> Cell:
     if change is None:
         return Cell(MISSING)
-    tone = _tone(change.delta, stars(change.p_value, confidence=confidence), lower_is_better=False)
+    tone = _tone(change.delta, stars(change.p_value, confidence=confidence))
     return Cell(
         signed(change.delta), f"{interval(change.low, change.high, sign=True)}\n{p_value(change.p_value)}", tone
     )

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from tasks.report import charts
-from tasks.report.blocks import Block, Cell, Chart, SideBySide, Table
-from tasks.report.findings import Findings
-from tasks.report.judged import Example
+from tasks.report.blocks import Block, Cell, Chart, Paragraph, SideBySide, Table
+from tasks.report.section_audit import audit_blocks
 from tasks.wording import MISSING, count, interval, level, listed, percent, setting
+
+if TYPE_CHECKING:
+    from tasks.report.findings import Findings
+    from tasks.report.judged import Example
 
 
 def judge_and_targets(found: Findings) -> Iterator[Block]:
+    from tasks.report import charts
+
     judged = found.judged
     rows = [
         [
@@ -60,6 +65,7 @@ def judge_and_targets(found: Findings) -> Iterator[Block]:
         folded="Reasons of the targets",
         prose=True,
     )
+    yield from audit_blocks(found)
 
 
 def _part(counts: dict[str, int], kind: str) -> str:
@@ -68,6 +74,8 @@ def _part(counts: dict[str, int], kind: str) -> str:
 
 
 def training(found: Findings) -> Iterator[Block]:
+    from tasks.report import charts
+
     if svg := charts.loss_curves(found.curves, found.measured.arms):
         yield Chart(
             svg, "Training loss. Own outputs start lower, because the base already finds them probable; a lower loss "
@@ -89,7 +97,17 @@ def training(found: Findings) -> Iterator[Block]:
     )
 
 
-def example(example: Example) -> SideBySide:
+def examples(found: Findings) -> Iterator[Block]:
+    """The examples of each verdict, with what they were chosen by."""
+    if found.judged.examples:
+        yield Paragraph(
+            "The first of each verdict by example id, so not chosen by anyone. Long texts are cut in the middle. "
+            "A target is what an arm was trained to answer."
+        )
+    yield from (_example(one) for one in found.judged.examples)
+
+
+def _example(example: Example) -> SideBySide:
     decided = f"{example.verdict} by {example.decided_by}" if example.decided_by else example.verdict
     certain = "" if example.p_accept is None else f" (P(accept) {example.p_accept:.2f})"
     output = f"no output: {example.problem}" if example.output is None else example.output

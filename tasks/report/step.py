@@ -9,12 +9,17 @@ import logging
 
 from tasks.artifacts.store import Ref
 from tasks.config import RunConfig
+from tasks.measures import metrics
+from tasks.report.sections import page_sections, section_versions
 from tasks.running.step import Context, step
 
 logger = logging.getLogger(__name__)
 
 
-@step(version=5)
+@step(
+    version=6,
+    outside=lambda *, recipe: {"sections": section_versions(), "metrics": metrics.declarations()},
+)
 def report(ctx: Context, *, recipe: RunConfig, **artifacts: Ref) -> None:
     """Write report.html, report.md and report.json.
 
@@ -27,10 +32,9 @@ def report(ctx: Context, *, recipe: RunConfig, **artifacts: Ref) -> None:
     # scipy, pandas and matplotlib take seconds to import: not for `ssr --help` or for loading a deployment.
     from tasks.report.findings import find
     from tasks.report.pages import html_page, markdown_page
-    from tasks.report.sections import sections
 
     found = find(ctx, recipe, artifacts)
-    shown = sections(found)
+    shown = page_sections(found)
     (ctx.out / "report.json").write_text(found.to_json(), encoding="utf-8")
     (ctx.out / "report.html").write_text(html_page(found, shown), encoding="utf-8")
     (ctx.out / "report.md").write_text(markdown_page(found, shown), encoding="utf-8")

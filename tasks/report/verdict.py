@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from tasks.measures.statistics import MIN_CLUSTERS, Average
+from tasks.measures.bootstrap import MIN_CLUSTERS
+from tasks.measures.statistics import Average
 from tasks.policies import title_of
 from tasks.report.audited import Audit, audit_warnings
 from tasks.report.judged import Acceptance
-from tasks.report.measured import BASE, Arm, Contrast, Measured, varied
-from tasks.report.spent import Made
-from tasks.wording import interval, listed, p_value, percent, signed
+from tasks.report.measured import Arm, Contrast, Measured, varied
+from tasks.report.provenance import ArtifactRecord
+from tasks.wording import BASE, interval, listed, p_value, percent, signed
 
 LOW_ACCEPTANCE, HIGH_ACCEPTANCE = 0.05, 0.95
 LOW_COVERAGE = 0.9
@@ -158,7 +159,7 @@ def _case(contrast: Contrast, arms: dict[str, Arm], options: Sequence[str]) -> s
 
 
 def warnings(
-    measured: Measured, acceptance: Sequence[Acceptance], steps: Sequence[Made], audits: Sequence[Audit]
+    measured: Measured, acceptance: Sequence[Acceptance], steps: Sequence[ArtifactRecord], audits: Sequence[Audit]
 ) -> list[str]:
     """What should make a reader careful, most serious first."""
     judge = (*audit_warnings(audits), *_judge(acceptance))
@@ -166,7 +167,7 @@ def warnings(
     return [*_accounting(steps), *judge, *scores, *_power(measured)]
 
 
-def _accounting(steps: Sequence[Made]) -> Iterator[str]:
+def _accounting(steps: Sequence[ArtifactRecord]) -> Iterator[str]:
     for made in steps:
         if made.closes is False:
             yield f"Rows of {made.label} do not add up: {made.rows_in} in, {made.rows_out} out, {made.dropped} dropped."
@@ -220,8 +221,16 @@ def _few_groups(measured: Measured) -> Iterator[str]:
 def _in_no_average(measured: Measured) -> Iterator[str]:
     keys = [score.key for score in measured.base]
     for name in dict.fromkeys(key.benchmark for key in keys):
-        if not any(key.primary for key in keys if key.benchmark == name):
-            yield f"{name}: of each of its metrics less is better, so no average has it and no promotion looks at it."
+        of_one = [key for key in keys if key.benchmark == name]
+        if any(key.primary for key in of_one):
+            continue
+        if unstated := [key.metric for key in of_one if key.higher_is_better is None]:
+            yield (
+                f"{name}: the benchmark does not state for {listed(unstated)} whether higher is better, so no average "
+                "includes it and no promotion checks it. Set `higher_is_better` in the metric_list of its YAML file."
+            )
+        else:
+            yield f"{name}: lower is better for each of its metrics, so no average and no promotion check includes it."
 
 
 def _power(measured: Measured) -> Iterator[str]:

@@ -119,6 +119,11 @@ METRICS = _table(
     ],
 )  # fmt: skip
 
+_HIGHER_IS_BETTER = _field(
+    "higher_is_better", pa.bool_(), "what the benchmark states of the metric",
+    null="it states nothing, or the metric is one of the project's own",
+)  # fmt: skip
+
 ITEMS = _table(
     "items", "(benchmark, metric, item_id)", [
         _field("benchmark", pa.string(), "task:<source> or the lm-evaluation-harness task"),
@@ -128,6 +133,7 @@ ITEMS = _table(
         _field("score", pa.float64(), "0 to 1", null="unscored, see problem"),
         _field("problem", pa.string(), "why there is no score", null="scored"),
         _field("output", pa.string(), "what the model answered", null="a choice by likelihood"),
+        _HIGHER_IS_BETTER,
     ],
 )  # fmt: skip
 
@@ -139,6 +145,7 @@ SCORES = _table(
         _field("value", pa.float64(), "mean over the scored items", null="no item was scored"),
         _field("n", pa.int64(), "scored items"),
         _field("n_unscored", pa.int64(), "items without a score"),
+        _HIGHER_IS_BETTER,
     ],
 )  # fmt: skip
 

@@ -15,9 +15,10 @@ from tasks.config import AbstentionConfig, EvaluateConfig
 from tasks.errors import DataError
 from tasks.evaluate import benchmarks, check_benchmarks
 from tasks.evaluate.benchmarks import LAB_BENCHMARKS, USUAL_BENCHMARKS, task_rows
-from tasks.measures.scores import LEAKED_REFUSAL, LOWER_MARK
+from tasks.measures.metrics import leaked_refusal
 
 PHRASES = AbstentionConfig().phrases
+Row = dict[str, Any]  # Any: values of a table
 
 
 def sample(doc: str, answer: str | None = None, *, filter_name: str = "none", **metrics: Any) -> dict[str, Any]:
@@ -28,8 +29,8 @@ def sample(doc: str, answer: str | None = None, *, filter_name: str = "none", **
     }  # fmt: skip
 
 
-def rows(*samples: dict[str, Any], name: str = "bench", lower: tuple[str, ...] = ()) -> list[dict[str, Any]]:
-    return list(task_rows(name, "bench", samples, frozenset(lower), PHRASES))
+def rows(*samples: dict[str, Any], name: str = "bench", stated: dict[str, bool | None] | None = None) -> list[Row]:
+    return list(task_rows(name, "bench", samples, stated or {}, PHRASES))
 
 
 def test_a_leaked_refusal_is_counted_once_a_document_whatever_filters_there_are() -> None:
@@ -41,9 +42,9 @@ def test_a_leaked_refusal_is_counted_once_a_document_whatever_filters_there_are(
             for doc, text in (("a", "I cannot find this."), ("b", "7"))
         )
     )
-    leaked = [row for row in found if row["metric"] == LEAKED_REFUSAL]
+    leaked = [row for row in found if row["metric"] == leaked_refusal.name]
     assert [row["score"] for row in leaked] == [1.0, 0.0]
-    assert [row["metric"] for row in found if row["metric"] != LEAKED_REFUSAL] == [
+    assert [row["metric"] for row in found if row["metric"] != leaked_refusal.name] == [
         "exact_match,strict-match", "exact_match,strict-match",
         "exact_match,flexible-extract", "exact_match,flexible-extract",
     ]  # fmt: skip
@@ -70,9 +71,12 @@ def test_a_metric_that_is_no_number_for_each_item_is_unscored_with_a_reason() ->
     assert (loose["score"], loose["problem"]) == (None, "not a number per item: list")
 
 
-def test_a_metric_of_which_less_is_better_says_so_in_its_name() -> None:
-    (row,) = rows(sample("a", pct_stereotype=1), lower=("pct_stereotype",))
-    assert row["metric"] == f"pct_stereotype{LOWER_MARK}"
+@pytest.mark.parametrize("stated", [True, False, None])
+def test_a_row_says_what_the_benchmark_states_of_the_direction_of_its_metric(stated: bool | None) -> None:
+    (row,) = rows(sample("a", filter_name="strict", bias=1), stated={"bias": stated})
+    assert (row["metric"], row["higher_is_better"]) == ("bias,strict", stated)
+    (row,) = rows(sample("a", bias=1))
+    assert row["higher_is_better"] is None
 
 
 def test_an_item_of_one_of_several_tasks_is_clustered_by_its_task() -> None:

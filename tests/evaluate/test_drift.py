@@ -29,7 +29,7 @@ from tasks.engines import Reply
 from tasks.errors import StepError
 from tasks.evaluate import drift, evaluate
 from tasks.ingest import ingest
-from tasks.measures.statistics import Method
+from tasks.measures.bootstrap import Method
 from tasks.models import LAB_MODEL, load_model, load_tokenizer
 from tasks.report.drifted import drift_of
 from tasks.running.step import Planned, as_input

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tasks.measures.scores import LOWER_MARK, keys_of
+from tasks.measures.scores import keys_of
 from tasks.tables.schema import SCORES, TableWriter
+
+STATED = {"f1": True, "brier": False}  # what the benchmark states of metrics that are not declared
 
 
 def primary(folder: Path, *models: dict[str, int], family: str = "general") -> str | None:
@@ -19,7 +21,7 @@ def primary(folder: Path, *models: dict[str, int], family: str = "general") -> s
         with TableWriter(folders[str(i)] / "scores.parquet", SCORES) as writer:
             writer.write([
                 {"benchmark": "bench", "metric": metric, "family": family, "value": 0.5 if n else None, "n": n,
-                 "n_unscored": 10 - n}
+                 "n_unscored": 10 - n, "higher_is_better": STATED.get(metric)}
                 for metric, n in n_scored.items()
             ])  # fmt: skip
     keys = keys_of(folders)
@@ -39,11 +41,13 @@ def primary(folder: Path, *models: dict[str, int], family: str = "general") -> s
          "prompt_level_strict_acc"),
         ({"exact_match": 0, "f1": 9}, "f1"),
         ({"acc": 0, "acc_norm": 0}, "acc_norm"),
-        ({f"acc{LOWER_MARK}": 9, "f1": 9}, "f1"),
-        ({f"pct_stereotype{LOWER_MARK}": 9, "leaked_refusal": 9}, None),
+        ({"brier": 9, "f1": 9}, "f1"),
+        ({"brier": 9, "leaked_refusal": 9}, None),
+        ({"unheard_of": 9}, None),
+        ({"unheard_of": 9, "acc": 9}, "acc"),
     ],
 )  # fmt: skip
-def test_the_primary_metric_has_scores_and_more_of_it_is_better(tmp_path, n_scored, expected):
+def test_the_primary_metric_has_scores_and_is_known_to_be_better_the_higher_it_is(tmp_path, n_scored, expected):
     assert primary(tmp_path, n_scored) == expected
 
 
@@ -54,3 +58,12 @@ def test_a_metric_that_one_model_has_scores_of_may_be_primary(tmp_path):
 def test_a_task_split_has_its_own_metrics(tmp_path):
     n_scored = {"over_refusal": 9, "token_recall": 9, "modified_recall": 9}
     assert primary(tmp_path, n_scored, family="task-in") == "modified_recall"
+
+
+def test_what_a_benchmark_states_of_a_metric_counts_more_than_what_is_declared(tmp_path, monkeypatch):
+    monkeypatch.setitem(STATED, "acc", False)
+    assert primary(tmp_path, {"acc": 9, "f1": 9}) == "f1"
+
+
+def test_precision_of_refusals_never_stands_for_a_task_split(tmp_path):
+    assert primary(tmp_path, {"abstention_precision": 9, "over_refusal": 9}, family="task-in") is None

@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 from markdown_it import MarkdownIt
-from toy_run import GSM8K, TASK, Run, zeros_and_ones
+from toy_run import GSM8K, TASK, Run, Scores, zeros_and_ones
 
 from tasks.config import RunConfig
-from tasks.measures.scores import LOWER_MARK
 from tasks.measures.statistics import mcnemar
 from tasks.report import report, summary_rows
 from tasks.report.judged import cut
@@ -118,15 +117,25 @@ def test_items_that_are_one_group_are_named_and_stay_out_of_the_verdict(run: Run
     assert "+40.0 (no interval)" in (out / "report.html").read_text()
 
 
-def test_a_benchmark_of_which_less_is_better_is_shown_and_in_no_average(run: Run, tmp_path: Path) -> None:
-    bias = ("general", "crows_pairs", f"pct_stereotype{LOWER_MARK}")
+@pytest.mark.parametrize(
+    ("stated", "warning"),
+    [
+        (False, "crows_pairs: lower is better for each of its metrics, so no average"),
+        (None, "crows_pairs: the benchmark does not state for pct_stereotype whether higher is better, so no average"),
+    ],
+)
+def test_a_benchmark_that_is_not_known_to_be_better_the_higher_it_is_is_shown_and_enters_no_average(
+    run: Run, tmp_path: Path, stated: bool | None, warning: str
+) -> None:
+    bias = ("general", "crows_pairs", "pct_stereotype")
     for name, ones in (("base", 50), ("0", 90), ("1", 60), ("2", 60)):
-        run.put_scores(name, {TASK: zeros_and_ones(ones, 100), bias: zeros_and_ones(ones, 100)})
+        scores: Scores = {TASK: zeros_and_ones(ones, 100), bias: zeros_and_ones(ones, 100)}
+        run.put_scores(name, scores, higher_is_better={"pct_stereotype": stated})
     found = _numbers(run.report(tmp_path / "out"))
     sft = found["measured"]["arms"][0]
     assert _score(sft, "crows_pairs", bias[2])["estimate"]["value"] == 0.9
     assert sft["general"] is None
-    assert any(text.startswith("crows_pairs: of each of its metrics less is better") for text in found["warnings"])
+    assert any(text.startswith(warning) for text in found["warnings"])
 
 
 def test_precision_of_refusals_has_no_paired_change(run: Run, tmp_path: Path) -> None:

@@ -61,7 +61,11 @@ class Run:
         self.artifacts[name] = Ref(step=step, fingerprint=fingerprint)
         return self.artifacts[name]
 
-    def put_scores(self, name: str, scores: Scores, drift: list[Row] | None = None) -> None:
+    def put_scores(
+        self, name: str, scores: Scores, drift: list[Row] | None = None, *,
+        higher_is_better: Mapping[str, bool | None] | None = None,
+    ) -> None:  # fmt: skip
+        """Publish what the evaluate step makes of these scores, with what benchmarks state of their metrics."""
         items, means = [], []
         for (family, benchmark, metric), values in sorted(scores.items(), key=lambda entry: entry[0][1:]):
             items += [_item(benchmark, metric, i, value) for i, value in enumerate(values)]
@@ -69,6 +73,7 @@ class Run:
             means.append({
                 "benchmark": benchmark, "metric": metric, "family": family, "n": len(scored),
                 "value": float(np.mean(scored)) if scored else None, "n_unscored": len(values) - len(scored),
+                "higher_is_better": (higher_is_better or {}).get(metric),
             })  # fmt: skip
         files = {"items.parquet": (ITEMS, items), "scores.parquet": (SCORES, means)}
         files |= {"drift.parquet": (DRIFT, drift)} if drift is not None else {}

@@ -1,4 +1,4 @@
-"""Where rows, seconds and tokens went, and what everything was made from: read from manifests alone."""
+"""What the manifests say of every artifact behind the report: rows, seconds, tokens, host, versions and inputs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tasks.errors import StoreError
 
 
 @dataclass(frozen=True)
-class Made:
+class ArtifactRecord:
     """One artifact and what its manifest says.
 
     Attributes:
@@ -44,7 +44,7 @@ class Made:
     versions: dict[str, str]
 
 
-def spent(store: Store, artifacts: Mapping[str, Ref], recipe: RunConfig) -> list[Made]:
+def artifact_records(store: Store, artifacts: Mapping[str, Ref], recipe: RunConfig) -> list[ArtifactRecord]:
     """Every artifact behind the report, in the order of the steps; one that several arms share stands once.
 
     Raises:
@@ -61,7 +61,7 @@ def spent(store: Store, artifacts: Mapping[str, Ref], recipe: RunConfig) -> list
                 f"{store.uri}: no manifest of {step}/{fingerprint}. Run the same command again to make it."
             )
         shown = [name for name in names if name]
-        found.append(_made(f"{step} {', '.join(shown)}".strip(), manifest))
+        found.append(_record(f"{step} {', '.join(shown)}".strip(), manifest))
     return found
 
 
@@ -80,13 +80,13 @@ def _in_order(artifacts: Mapping[str, Ref], recipe: RunConfig) -> list[tuple[str
     return [*shared, *per_arm, *scores, *decided]
 
 
-def _made(label: str, manifest: Manifest) -> Made:
+def _record(label: str, manifest: Manifest) -> ArtifactRecord:
     counts, facts = manifest.counts, manifest.facts
     dropped = {name.removeprefix("dropped."): n for name, n in counts.items() if name.startswith("dropped.")}
     rows_in, rows_out = counts.get("rows_in"), counts.get("rows_out")
     closes = None if rows_in is None or rows_out is None else rows_in == rows_out + sum(dropped.values())
     versions: dict[str, Any] = facts.get("versions") or {}  # Any: JSON values
-    return Made(
+    return ArtifactRecord(
         label=label, step=manifest.step, fingerprint=manifest.fingerprint, content_digest=manifest.content_digest,
         seconds=facts.get("seconds"),
         rows_in=rows_in, rows_out=rows_out, dropped=dropped, closes=closes,

@@ -119,6 +119,8 @@ def test_a_section_runs(section: str, in_folder: Path, prefect_server: None, s3:
                 found: dict[str, object] = {}
                 exec(block.text, found)  # the page's own program
                 assert set(found["items"]["model"]) == {"base", "sft", "ssr"}  # type: ignore[index]  # a data frame
+        if section == "A language model as the judge":
+            assert judge.paid, "the judge behind the URL was asked"
     if section == "Your own data":
         _require_all_rows()
 

@@ -1,7 +1,7 @@
-"""A run under Prefect: `rehearsal` as `ssr run` starts it, `pipeline` as it is deployed, scheduled, started in the UI.
+"""A run under Prefect: `ssr run` starts `rehearsal`; `pipeline` is deployed, scheduled, and started in the UI.
 
-Both do the same; what differs is how a recipe is given. Neither knows a secret: what opens the store is in the
-environment, or in a block that is given by name.
+Both do the same and differ in how they are given a recipe. Neither is given a secret: the credentials of the store are
+in the environment, or in a block that is given by its name.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from flows.execution.access import use_access
 from flows.execution.children import Children, cancel_children, require_deployed
 from flows.execution.devices import gpu_remarks
 from flows.execution.prefect_ui import ArtifactListener, show_counts, show_links, show_report
-from flows.execution.runner import PrefectRunner, Wanted, elsewhere
+from flows.execution.runner import PrefectRunner, RunOptions, execute_by_deployment
 from flows.form.run_form import RunForm
 from flows.promotion.advance import advance, current_for
 from flows.rehearsal import plan_steps, rehearse
@@ -42,7 +42,7 @@ def _cancel_children(flow: Flow[..., Any], flow_run: FlowRun, state: State) -> N
 
 
 def _name_of_run() -> str:
-    """Such as `demo 2026-11-27 02:00`: the recipe and when it was due (UTC)."""
+    """Such as `demo 2026-11-27 02:00`: the recipe, and when the run was due (UTC)."""
     given = runtime.flow_run.parameters.get("run") or RunForm()
     form = given if isinstance(given, RunForm) else RunForm.model_validate(given)
     due = runtime.flow_run.scheduled_start_time or datetime.now(UTC)
@@ -62,7 +62,7 @@ def rehearsal(recipe: RunConfig, store: str = ".ssr", force: tuple[str, ...] = (
     Args:
         recipe: What to run.
         store: Folder or s3:// address of the artifacts.
-        force: Steps to run again though they are cached, by name (train) or label (train ssr).
+        force: Steps to run again although they are cached, by name (train) or label (train ssr).
 
     Returns:
         The record of the run: its id, its steps' references, and where the report is.
@@ -96,11 +96,13 @@ def _run(recipe: RunConfig, store: str, force: tuple[str, ...], *, store_access:
         logger.warning(remark)
     record = RunRecord.begin(run_id_of(recipe.name, began, flow_run_id), recipe, planned, flow_run_id=flow_run_id)
     execution = recipe.execution
-    body = elsewhere(children, threads=execution.threads, store_access=store_access) if children else None
-    runner = PrefectRunner(opened, Wanted(frozenset(force), began.timestamp(), execution.workers, body))
+    execute = None
+    if children:
+        execute = execute_by_deployment(children, threads=execution.threads, store_access=store_access)
+    runner = PrefectRunner(opened, RunOptions(frozenset(force), began.timestamp(), execution.workers, execute))
     record.save(opened)
     try:
-        with ArtifactListener(recipe.name) as shown, listening(shown):
+        with ArtifactListener(recipe.name) as bars, listening(bars):
             report = rehearse(runner, recipe, current)
             runner.wait()
         decided = advance(opened, recipe, runner.planned, current, run_id=record.run_id, flow_run_id=flow_run_id)
@@ -116,14 +118,14 @@ def _run(recipe: RunConfig, store: str, force: tuple[str, ...], *, store_access:
 
 
 def _began() -> datetime:
-    """When the run began; for one that is tried again, its first try."""
+    """When the run began; for a retry, when its first try began."""
     context = FlowRunContext.get()
     first = context.flow_run.start_time if context and context.flow_run else None
     return first or datetime.now(UTC)
 
 
 def _children(recipe: RunConfig, planned: list[Planned]) -> Children | None:
-    """Where steps run on other machines: what this run knows of them."""
+    """The children of this run, if its steps run on other machines."""
     if recipe.execution.steps == "inline":
         return None
     require_deployed([one.step.name for one in planned])

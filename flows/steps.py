@@ -1,6 +1,7 @@
 """Every step as a flow of its own, so that it can be deployed on its own work pool: GPU steps on machines with GPUs.
 
-Not for people to start: the parameters are those of a planned step, which the parent run gives (`flows.run`).
+The flows follow from the declarations of the steps: `flows.steps.train` is the flow of the step `train`. They are not
+for people to start: a parent run gives them a planned step (`flows.run`).
 """
 
 from __future__ import annotations
@@ -10,43 +11,33 @@ from typing import Any
 
 from prefect import Flow, flow
 
-from flows import rehearsal as _all_steps  # noqa: F401  # so that every step is known
 from flows.execution.access import use_access
 from flows.execution.prefect_ui import ArtifactListener
+from flows.execution.step_task import execute_here
+from flows.rehearsal import STEPS
 from tasks.artifacts.store import Ref, open_store
-from tasks.running import progress
-from tasks.running.step import STEPS, execute_here
+from tasks.running.progress import listening
 
 
-def _alone(name: str) -> Flow[..., Ref]:
-    """A flow that runs one step, or finds it made."""
+def flow_of(name: str) -> Flow[..., Ref]:
+    """The flow that runs the step of this name, or reuses its artifact."""
 
     @flow(
-        name=name, description=f"The step `{name}` of a run, alone.", flow_run_name="{label}", validate_parameters=False
-    )
+        name=name, description=f"The step `{name}` of a run, alone.", flow_run_name="{planned[label]}",
+        validate_parameters=False,
+    )  # fmt: skip
     def run(
-        fingerprint: str, step: str, label: str, store: str, sections: dict[str, Any], inputs: dict[str, Any],
-        identity: dict[str, Any], force: bool = False, threads: int | None = None, store_access: str = "",
-    ) -> Ref:  # Any: JSON values  # fmt: skip
+        planned: dict[str, Any], store: str, force: bool = False, threads: int | None = None, store_access: str = ""
+    ) -> Ref:  # Any: JSON values
         use_access(store_access)
         open_store(store).preflight()
         if threads:
             os.environ["OMP_NUM_THREADS"] = str(threads)
-        with ArtifactListener() as shown, progress.listening(shown):
-            return execute_here(fingerprint, step, label, store, sections, inputs, identity, force)
+        with ArtifactListener() as bars, listening(bars):
+            return execute_here(planned, store, force)
 
-    assert name in STEPS
     return run
 
 
-ingest = _alone("ingest")
-generate = _alone("generate")
-judge = _alone("judge")
-rewrite = _alone("rewrite")
-likelihood = _alone("likelihood")
-select = _alone("select")
-train = _alone("train")
-measure = _alone("measure")
-evaluate = _alone("evaluate")
-promote = _alone("promote")
-report = _alone("report")
+# As attributes of the module, because a deployment names its flow as `flows.steps.<name>`.
+globals().update({name: flow_of(name) for name in STEPS})

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+
 MISSING = "–"
 BASE = "base"  # the model without an adapter
 
@@ -59,6 +62,13 @@ def stars(p: float | None, *, confidence: float) -> str:
 def count(n: float | None) -> str:
     """A whole number with commas between the thousands: 1,600."""
     return MISSING if n is None else f"{n:,.0f}"
+
+
+def counts_in_words(counts: Mapping[str, int]) -> str:
+    """Counts of a step, rows first and without zeros: `1,600 rows in, 1,583 rows out, 17 dropped too long`."""
+    rows = {name: counts[name] for name in ("rows_in", "rows_out") if name in counts}  # a manifest sorts by name
+    said = (f"{n:,} {re.sub(r'[._]+', ' ', name)}" for name, n in {**rows, **counts}.items() if n)
+    return ", ".join(said) or "nothing to count"
 
 
 def rate(learning_rate: float) -> str:

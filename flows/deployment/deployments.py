@@ -20,8 +20,8 @@ from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
 from pydantic_core import to_jsonable_python
 
-from flows.deployment.pool_changes import differing as differing_paths
 from flows.deployment.target import Change, Json, Target
+from flows.planning.reasons import differences
 from flows.runs.recipes import shipped
 from tasks.errors import ConfigError
 
@@ -76,9 +76,9 @@ def put_deployment(client: SyncPrefectClient, entry: Json, pull: list[Json], giv
         "job_variables": _job_variables(ours["job_variables"], found.job_variables or {}),
     }
     kept = [
-        Change("left as it is", f"{name}: {path}", "kept")
+        Change("left as it is", f"{name}: {difference.path}", "kept")
         for key in ("parameters", "job_variables")
-        for path in differing_paths(ours[key], wanted[key], key)
+        for difference in differences(ours[key], wanted[key], key)
     ]
     differing = {key: value for key, value in wanted.items() if _as_json(value) != _as_json(_found(found, key))}
     if differing.keys() & {
@@ -155,9 +155,9 @@ def _kept_of_schedules(ours: list[Json], wanted: list[Json]) -> list[str]:
     """The paths at which our schedules differ from the file, except for being paused."""
     there = _by_slug(wanted)
     return [
-        path
+        found.path
         for slug, one in _by_slug(ours).items()
-        for path in differing_paths({**one, "active": there[slug]["active"]}, there[slug], slug)
+        for found in differences({**one, "active": there[slug]["active"]}, there[slug], slug)
     ]
 
 

@@ -66,15 +66,6 @@ def merge_template(ours: Json, found: Json) -> MergedTemplate:
     return MergedTemplate(merged, names)
 
 
-def differing(ours: Any, theirs: Any, path: str = "") -> list[str]:  # Any: JSON values
-    """The paths at which two JSON values differ."""
-    if isinstance(ours, dict) and isinstance(theirs, dict):
-        keys = dict.fromkeys([*ours, *theirs])
-        inner = [differing(ours.get(k, _ABSENT), theirs.get(k, _ABSENT), f"{path}.{k}" if path else k) for k in keys]
-        return [one for found in inner for one in found]
-    return [] if ours == theirs else [path]
-
-
 def _merge(ours: Json, theirs: Json, before: Json, path: str = "") -> tuple[Json, list[str]]:
     merged: Json = {}
     names: list[str] = []

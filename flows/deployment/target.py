@@ -15,6 +15,7 @@ from prefect.utilities.dockerutils import parse_image_tag
 from prefect.utilities.templating import apply_values, find_placeholders
 
 from flows.form.run_form import form_of
+from flows.rehearsal import STEPS
 from flows.runs.recipes import shipped
 from tasks.config import load_recipe
 from tasks.errors import ConfigError
@@ -88,7 +89,9 @@ class Target:
 
 
 def fill_in(target: Target) -> Json:
-    """The content of `prefect.yaml` for this target. A key whose value the target leaves open is left out.
+    """The content of `prefect.yaml` for this target, with a deployment for every step.
+
+    A key whose value the target leaves open is left out.
 
     Raises:
         ConfigError: Two settings contradict each other, or the file names a value that does not exist.
@@ -100,6 +103,10 @@ def fill_in(target: Target) -> Json:
     if unknown := {found.full_match for found in find_placeholders(content)} - {f"{{{{ {name} }}}}" for name in values}:
         raise ConfigError(f"{path}: no value for {', '.join(sorted(unknown))}. Known: {', '.join(values)}.")
     filled = apply_values(content, {name: value for name, value in values.items() if value is not None})
+    template, pools = filled.pop("step"), filled.pop("pools")
+    filled["deployments"] += [
+        {**template, "entrypoint": f"flows.steps.{name}", "work_pool": pools[step.pool]} for name, step in STEPS.items()
+    ]
     for entry in filled["deployments"]:
         for one in (entry, *entry.get("schedules", [])):
             if "run" in one.get("parameters", {}):

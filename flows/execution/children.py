@@ -1,8 +1,8 @@
-"""Steps on other machines: each is a run of its own deployment, which this run waits for, finds again, and cancels.
+"""Steps on other machines: each is a run of the step's deployment, a child of this run.
 
-A child is known by an idempotency key made of its parent, its step, its fingerprint and a number. While a child of an
-earlier try of the parent still runs, the parent waits for that one; after one that ended, a new try takes the next
-number. So a parent that was killed pays for nothing twice, and one that is tried again does not get old failures back.
+A child has an idempotency key made of its parent, its step, its fingerprint and a number. A retry of the parent waits
+for a child of an earlier try that still runs; where that child has ended, the retry uses the next number. So the retry
+of a killed parent pays for no step twice, and it does not get the failures of earlier tries back.
 """
 
 from __future__ import annotations
@@ -33,15 +33,16 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling
 from prefect.utilities.urls import url_for
 
-from flows.execution.prefect_ui import HowFar
+from flows.execution.prefect_ui import StepProgress
 from tasks.errors import ConfigError, StepError
+from tasks.running.step import Planned
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 DEPLOYMENT = "step"  # each step's flow is deployed under this name
 POLL_SECONDS = 2.0
-PATIENCE_SECONDS = 900.0  # that the server may be away while a child runs
+PATIENCE_SECONDS = 900.0  # how long the server may be unreachable while a child runs
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,9 @@ class Children:
     """The children of one run.
 
     Attributes:
-        attempt_began: When this try of the parent began: what ended before then does not count.
+        parent: The flow run id of the parent.
+        attempt_began: When this try of the parent began. Children that ended earlier do not count.
+        stopped: Set when the parent ends, so that nobody waits for a child any more.
     """
 
     parent: UUID
@@ -57,18 +60,19 @@ class Children:
     stopped: threading.Event = field(default_factory=threading.Event)
 
     def run(
-        self, step: str, label: str, fingerprint: str, parameters: dict[str, Any], *,
-        told: Callable[[HowFar], None],
-    ) -> None:  # Any: JSON values  # fmt: skip
-        """Run a step on the pool it is deployed to, and wait for it; or wait for the child that is at it already.
+        self, planned: Planned, parameters: dict[str, Any], *, on_progress: Callable[[StepProgress], None]
+    ) -> None:  # Any: JSON values
+        """Run a step by its deployment and wait for it. A child that still runs the step is waited for instead.
 
         Args:
-            told: Called every few seconds with what the child's bar says.
+            parameters: Of the step's flow (`flows.steps`).
+            on_progress: Called every few seconds with the child's progress.
 
         Raises:
             ConfigError: The step is not deployed.
             StepError: The child did not complete, with its reason and where to look; or `stopped` was set.
         """
+        step, label = planned.step.name, planned.label
         with get_client(sync_client=True) as client:
 
             def start() -> FlowRun:
@@ -76,21 +80,21 @@ class Children:
                     f"{step}/{DEPLOYMENT}",
                     parameters=parameters,
                     flow_run_name=label,
-                    idempotency_key=self._key(client, f"{self.parent}:{step}:{fingerprint[:16]}"),
+                    idempotency_key=self._key(client, f"{self.parent}:{step}:{planned.ref['fingerprint'][:16]}"),
                     timeout=0,
                 )
                 # Its type says that it may be a coroutine, which it is only where a loop runs.
                 return cast(FlowRun, started)
 
             try:
-                child = self._patiently(label, start)  # started twice, it is one run: the key says so
+                child = self._patiently(label, start)  # two starts with one idempotency key are one run
             except ObjectNotFound as error:
                 raise ConfigError(_not_deployed([step])) from error
-            logger.info("%s: runs as %s", label, where(child))
-            state = self._outcome(client, child, told)
+            logger.info("%s: runs as %s", label, page_of(child))
+            state = self._outcome(client, child, on_progress)
         if not state.is_completed():
-            said = (state.message or "it says nothing").strip()
-            raise StepError(f"{label}: {state.name} on another worker: {said}\nIts log: {where(child)}")
+            reason = (state.message or "it gives no reason").strip()
+            raise StepError(f"{label}: {state.name} on another worker: {reason}\nIts log: {page_of(child)}")
 
     def _key(self, client: SyncPrefectClient, base: str) -> str:
         for number in count(1):
@@ -100,47 +104,47 @@ class Children:
                 return key
         raise AssertionError("counting does not end")
 
-    def _outcome(self, client: SyncPrefectClient, child: FlowRun, told: Callable[[HowFar], None]) -> State:
-        def look() -> State | None:
+    def _outcome(self, client: SyncPrefectClient, child: FlowRun, on_progress: Callable[[StepProgress], None]) -> State:
+        def final_state() -> State | None:
             state = client.read_flow_run(child.id).state
             if state is not None and state.is_final():
                 return state
-            if how_far := _how_far(client, child):
-                told(how_far)
+            if progress := _progress_of(client, child):
+                on_progress(progress)
             return None
 
-        while (state := self._patiently(child.name, look)) is None:
+        while (state := self._patiently(child.name, final_state)) is None:
             self._pause(child.name)
         return state
 
     def _patiently(self, label: str, call: Callable[[], T]) -> T:
-        """What the server answers, though it may be away for a while: a child goes on without it; so does the wait."""
+        """Call the server, and try again while it is unreachable: a child runs on without it."""
         began = time.monotonic()
         while True:
             try:
                 return call()
             except (httpx.TransportError, httpx.HTTPStatusError) as error:
-                if not _is_away(error):
+                if not _is_unreachable(error):
                     raise
                 if time.monotonic() - began > PATIENCE_SECONDS:
                     raise StepError(
-                        f"{label}: the Prefect server is away since {PATIENCE_SECONDS:g} s: {error}. Start it, "
-                        "and retry the run: it finds its steps again."
+                        f"{label}: the Prefect server could not be reached for {PATIENCE_SECONDS:g} s: {error}. "
+                        "Start it and retry the run, which then finds its steps again."
                     ) from error
             self._pause(label)
 
     def _pause(self, label: str) -> None:
         if self.stopped.wait(POLL_SECONDS):
-            raise StepError(f"{label}: no longer waited for, because the run ends")
+            raise StepError(f"{label}: the run ended while this step ran on another worker")
 
 
-def _is_away(error: httpx.TransportError | httpx.HTTPStatusError) -> bool:
-    """Whether the server cannot be reached, or what stands before it, or the database behind it, says so for it."""
+def _is_unreachable(error: httpx.TransportError | httpx.HTTPStatusError) -> bool:
+    """Whether there is no connection to the server, or its proxy or its database answers with a 5xx."""
     return isinstance(error, httpx.TransportError) or error.response.status_code >= httpx.codes.INTERNAL_SERVER_ERROR
 
 
 def require_deployed(steps: list[str]) -> None:
-    """Check that every step can be run elsewhere, before the first one is.
+    """Check that every step has a deployment, before the first one runs.
 
     Raises:
         ConfigError: Some step is not deployed.
@@ -166,7 +170,7 @@ def _not_deployed(steps: list[str]) -> str:
 
 
 def cancel_children(parent: UUID) -> list[UUID]:
-    """Cancel what still runs for a parent: Prefect itself leaves children alone. Their ids."""
+    """Cancel the children of a parent that have not ended, which Prefect itself does not do. Returns their ids."""
     cancelled = []
     with get_client(sync_client=True) as client:
         found = client.read_flow_runs(
@@ -179,22 +183,22 @@ def cancel_children(parent: UUID) -> list[UUID]:
     return cancelled
 
 
-def where(run: FlowRun) -> str:
-    """The page of a run in the Prefect UI; its name and id where the UI's address is not known."""
+def page_of(run: FlowRun) -> str:
+    """The address of a run's page in the Prefect UI; the run's name and id where the UI's address is unknown."""
     return url_for("flow-run", obj_id=run.id) or f"flow run {run.name} ({run.id})"
 
 
-def _how_far(client: SyncPrefectClient, child: FlowRun) -> HowFar | None:
-    """What the bar of a child says; None before it has one, or where the server does not tell."""
-    wanted = ArtifactFilter(
+def _progress_of(client: SyncPrefectClient, child: FlowRun) -> StepProgress | None:
+    """The progress that a child has reported; None where it has reported none, or the server refuses to say."""
+    bars_of_child = ArtifactFilter(
         flow_run_id=ArtifactFilterFlowRunId(any_=[child.id]), type=ArtifactFilterType(any_=["progress"])
     )
     try:
-        bars = client.read_artifacts(artifact_filter=wanted)
+        bars = client.read_artifacts(artifact_filter=bars_of_child)
     except httpx.HTTPStatusError as error:
         logger.debug("%s: its progress is not known: %s", child.name, error)  # no reason to fail a run
         return None
-    return HowFar.from_words(bars[0].description or "") if bars else None
+    return StepProgress.from_metadata(bars[0].metadata_ or {}) if bars else None
 
 
 def _with_key(client: SyncPrefectClient, key: str) -> Iterator[FlowRun]:

@@ -1,7 +1,7 @@
-"""What a person sees of a run in the Prefect UI: bars while it works; at its end counts, the report, and where it is.
+"""What the Prefect UI shows of a run: progress bars, and at its end the counts, the report and links to the files.
 
-All of it is made by the flow, not by its tasks: an artifact made in a task that is cached the next time would be
-missing from the next run.
+The flow makes all of these Prefect artifacts, not its tasks: a later run with a cache hit does not execute the task, so
+its artifacts would be missing there.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote
 from uuid import UUID
 
@@ -20,12 +20,12 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 
+from tasks import wording
 from tasks.artifacts.s3_store import S3Store
 from tasks.artifacts.store import Ref, Store
 from tasks.config import RunConfig
 from tasks.report.pages import fenced
 from tasks.running.step import Planned
-from tasks.wording import seconds as in_words
 
 logger = logging.getLogger(__name__)
 
@@ -34,49 +34,57 @@ _REQUEST_SECONDS = 10.0
 _LAST_WORDS_SECONDS = 10.0  # that the end of a run may wait for a slow server
 
 
-class HowFar(NamedTuple):
-    """What a bar says. A run whose step is on another worker knows no more of it than these words, and reads them."""
+class StepProgress(NamedTuple):
+    """How far a step is. A parent run reads it from the metadata of the progress artifact of its child.
+
+    Attributes:
+        total: 0 where it is not known yet.
+        detail: A short text such as a speed; may be empty.
+    """
 
     done: int
     total: int
     detail: str
 
     def in_words(self) -> str:
-        """Such as `25 %, loss 0.500, 2 of 8`; with a total of 0, which is not known yet, `2, loss 0.500`."""
+        """Such as `25 %, loss 0.500, 2 of 8`; without a known total `2, loss 0.500`."""
         done, total, detail = self
-        # The most telling first: a card in the UI shows some thirty characters, and no bar.
+        # The most important first: a card in the UI shows some thirty characters, and no bar.
         said = [f"{100 * done / total:.0f} %", detail, f"{done:,} of {total:,}"] if total else [f"{done:,}", detail]
         return ", ".join(filter(None, said))
 
+    def to_metadata(self) -> dict[str, str]:
+        """As the metadata of an artifact, whose values are texts."""
+        return {"done": str(self.done), "total": str(self.total), "detail": self.detail}
+
     @classmethod
-    def from_words(cls, text: str) -> HowFar | None:
-        """None where the text does not say: the step has only begun, or it is done."""
-        found = re.fullmatch(r"\d+ %, (?:(.*), )?([\d,]+) of ([\d,]+)", text)
-        if found is None:
+    def from_metadata(cls, metadata: Mapping[str, str]) -> StepProgress | None:
+        """What `to_metadata` has written; None before the step has reported progress."""
+        if not metadata:
             return None
-        done, total = (int(number.replace(",", "")) for number in found.group(2, 3))
-        return cls(done, total, found.group(1) or "")
+        return cls(int(metadata["done"]), int(metadata["total"]), metadata["detail"])
 
 
 @dataclass
 class _Bar:
-    """A progress artifact as it should be; `changed` until the server has it so."""
+    """A progress artifact as it should be on the server; `changed` until it is sent."""
 
     key: str
     flow_run_id: UUID
     task_run_id: UUID | None
     percent: float = 0.0
     text: str = "started"
+    progress: StepProgress | None = None
     changed: bool = True
     finished: bool = False
     artifact_id: UUID | None = None
 
 
 class ArtifactListener:
-    """Shows every step that runs as a progress artifact of its task, with its speed or loss beside it.
+    """Shows every running step as a progress artifact of its task, with its speed or loss.
 
-    Use it around the steps of a flow, in the flow's thread. Steps only leave word here, whatever thread they are in; a
-    thread of the listener's own talks to the server, so that one which is slow or away costs a step nothing.
+    Use it around the steps of a flow, in the thread of the flow. Steps report here from any thread. Only the listener's
+    own thread talks to the server, so that a slow or unreachable server does not slow a step down.
 
     Args:
         name: Begins the keys of the artifacts, so that the runs of one recipe have a history of their own.
@@ -119,16 +127,17 @@ class ArtifactListener:
         with self._lock:
             if bar := self._bars.get(label):
                 bar.percent = min(100.0, 100 * done / total) if total else 0.0
-                bar.text, bar.changed = HowFar(done, total, detail).in_words(), True
+                bar.progress = StepProgress(done, total, detail)
+                bar.text, bar.changed = bar.progress.in_words(), True
 
     def finished(self, label: str, counts: dict[str, int], seconds: float) -> None:
         with self._lock:
             if bar := self._bars.get(label):
                 bar.percent, bar.changed, bar.finished = 100.0, True, True
-                bar.text = f"done in {in_words(seconds)}: {counts_in_words(counts)}"
+                bar.text = f"done in {wording.seconds(seconds)}: {wording.counts_in_words(counts)}"
 
     def reused(self, label: str, counts: dict[str, int]) -> None:
-        """Nothing: its task is shown as Cached."""
+        """Show nothing: the UI shows the task as Cached."""
 
     def _keep_sending(self, client: SyncPrefectClient) -> None:
         with client:
@@ -160,23 +169,26 @@ class ArtifactListener:
 
 
 def _send(client: SyncPrefectClient, bar: _Bar) -> None:
+    content: dict[str, Any] = {  # Any: a number, a text and a mapping
+        "data": bar.percent, "description": bar.text,
+        "metadata_": bar.progress.to_metadata() if bar.progress else None,
+    }  # fmt: skip
     if bar.artifact_id is not None:
-        client.update_artifact(bar.artifact_id, ArtifactUpdate(data=bar.percent, description=bar.text))
+        client.update_artifact(bar.artifact_id, ArtifactUpdate(**content))
         return
     made = client.create_artifact(
         ArtifactCreate(
-            type="progress", key=bar.key, data=bar.percent, description=bar.text, flow_run_id=bar.flow_run_id,
-            task_run_id=bar.task_run_id,
+            type="progress", key=bar.key, flow_run_id=bar.flow_run_id, task_run_id=bar.task_run_id, **content
         )
-    )  # fmt: skip
+    )
     bar.artifact_id = made.id
 
 
 def show_counts(store: Store, planned: Iterable[Planned], *, name: str, since: float) -> None:
-    """A table of the steps: made or cached, counts, time, folder. A step that is not there is shown as missing.
+    """Show a table of the steps: made, cached or missing, counts, time, folder.
 
     Args:
-        since: When the run began, in seconds since 1970: what was made before is cached.
+        since: When the run began, in seconds since 1970. Artifacts that are older count as cached.
     """
     rows = []
     for one in planned:
@@ -184,20 +196,20 @@ def show_counts(store: Store, planned: Iterable[Planned], *, name: str, since: f
         facts = manifest.facts if manifest else {}
         made = "missing" if manifest is None else "made" if facts.get("started", 0.0) >= since else "cached"
         rows.append({
-            "step": one.label, "result": made, "time": in_words(facts.get("seconds")),
-            "counts": counts_in_words(manifest.counts) if manifest else "", "folder": store.link(one.ref),
+            "step": one.label, "result": made, "time": wording.seconds(facts.get("seconds")),
+            "counts": wording.counts_in_words(manifest.counts) if manifest else "", "folder": store.link(one.ref),
         })  # fmt: skip
     create_table_artifact(rows, key=artifact_key("steps", name), description="Steps of the run")
 
 
 def show_report(store: Store, report: Ref, recipe: RunConfig) -> None:
-    """The report as Markdown. Its template makes every text of a model or of data inert; here, without links, too."""
+    """Show the report as Markdown. Its template escapes every text of models and data; this also disables links."""
     markdown = _unlinked((store.fetch(report) / "report.md").read_text())
     create_markdown_artifact(markdown, key=artifact_key("report", recipe.name), description="Report of the run")
 
 
 def show_links(store: Store, report: Ref, recipe: RunConfig, *, run_id: str) -> None:
-    """Where the run's files are: in the store, and in AWS's console where the store is there."""
+    """Show where the files of the run are: in the store and, for a store on AWS, in the AWS console."""
     places = {
         "Report with charts, to open in a browser": store.link(report, "report.html"),
         "Report as data": store.link(report, "report.json"),
@@ -208,7 +220,7 @@ def show_links(store: Store, report: Ref, recipe: RunConfig, *, run_id: str) -> 
     blocks = []
     for what, address in places.items():
         page = _aws_page(store, address)
-        # As code, which scrolls where it is long: no browser opens s3://, and whoever reads it copies it.
+        # As a code block, which scrolls: no browser opens s3:// links, so people copy the address.
         blocks.append(f"{what}{f' ([AWS console]({page}))' if page else ''}\n\n{fenced(address)}\n")
     create_markdown_artifact(
         "\n".join(blocks), key=artifact_key("links", recipe.name), description="Where the files are"
@@ -216,25 +228,19 @@ def show_links(store: Store, report: Ref, recipe: RunConfig, *, run_id: str) -> 
 
 
 def _unlinked(markdown: str) -> str:
-    """The same without links: the UI makes them of every address in a text, once its character references are read."""
-    joiner = "&#8288;"  # takes no room, and no address has one
+    """The same text without links: the UI turns every address into one after it has decoded character references."""
+    joiner = "&#8288;"  # has no width, and breaks an address
     markdown = markdown.replace(":&#47;&#47;", f":{joiner}&#47;&#47;").replace("&#64;", f"{joiner}&#64;")
     return re.sub(r"(www)&#46;", rf"\1{joiner}&#46;", markdown, flags=re.IGNORECASE)
 
 
 def _aws_page(store: Store, address: str) -> str | None:
+    """The page of an address in the AWS console; None for a local store or an S3 store that is not Amazon's."""
     if not isinstance(store, S3Store) or not address.startswith("s3://") or not store.files.is_aws:
         return None
     bucket, _, prefix = address.removeprefix("s3://").partition("/")
     folder = prefix.rpartition("/")[0] if address != store.uri else prefix
     return f"https://console.aws.amazon.com/s3/buckets/{quote(bucket)}?prefix={quote(folder)}/"
-
-
-def counts_in_words(counts: Mapping[str, int]) -> str:
-    """Such as `1,600 rows in, 1,583 rows out, 17 dropped too long`; what is 0 is left out."""
-    first = {name: counts[name] for name in ("rows_in", "rows_out") if name in counts}  # a manifest sorts by name
-    said = (f"{n:,} {re.sub(r'[._]+', ' ', name)}" for name, n in {**first, **counts}.items() if n)
-    return ", ".join(said) or "nothing to count"
 
 
 def artifact_key(*parts: str) -> str:

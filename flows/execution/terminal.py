@@ -7,7 +7,7 @@ import threading
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from tasks.running.step import another_try
+from tasks.running.step import retry_hint
 
 # The counts worth a look while a run goes on; the manifest and the report have all of them.
 _SHOWN = (
@@ -55,17 +55,17 @@ class TerminalListener:
             if (task := self._tasks.pop(label, None)) is not None:
                 self._progress.remove_task(task)
         self._console.print(f"[green]done  [/] {label:<18} {_counts(counts):<42} {seconds:6.1f} s", highlight=False)
-        self._tell_of_another_try(label, counts)
+        self._print_retry_hint(label, counts)
 
     def reused(self, label: str, counts: dict[str, int]) -> None:
         if label in self._reused:  # told by the runner already
             return
         self._reused.add(label)
         self._console.print(f"[cyan]cached[/] {label:<18} {_counts(counts, skip=_PAID)}", highlight=False)
-        self._tell_of_another_try(label, counts)
+        self._print_retry_hint(label, counts)
 
-    def _tell_of_another_try(self, label: str, counts: dict[str, int]) -> None:
-        if hint := another_try(label, counts):
+    def _print_retry_hint(self, label: str, counts: dict[str, int]) -> None:
+        if hint := retry_hint(label, counts):
             self._console.print(f"       {hint}", style="yellow", highlight=False, soft_wrap=True)
 
 

@@ -17,17 +17,11 @@ from pydantic_core import PydanticCustomError
 from flows.form.arms import EvaluatePart, PromotionPart, TrainPart
 from flows.form.lines import line, refuse_clashes
 from flows.form.parts import DataPart, FormPart, JudgePart, Keys, ModelPart
-from flows.rehearsal import rehearse
+from flows.rehearsal import STEPS, step_names
 from flows.runs.recipes import RECIPES, shipped
-from tasks.artifacts.store import Ref
-from tasks.config import RunConfig, Section, load_recipe
+from tasks.config import RunConfig, load_recipe
 from tasks.errors import ConfigError
-from tasks.running.step import Planned, Step
 
-StepName = Literal[
-    "ingest", "generate", "judge", "rewrite", "likelihood", "select", "train", "measure", "evaluate", "report",
-    "promote",
-]  # fmt: skip
 OverrideLine = Annotated[str, Field(pattern=r"^\s*[A-Za-z_][A-Za-z0-9_.]*\s*=.*$")]
 
 
@@ -68,7 +62,7 @@ class RunForm(FormPart):
         description="inline: all on the worker that takes this run. deployments: each step on the work pool it is "
         "deployed to, such as one with GPUs.",
     )  # fmt: skip
-    force: list[StepName] = Field(
+    force: list[Annotated[str, Field(json_schema_extra={"enum": list(STEPS)})]] = Field(
         default=[], title="Run again",
         description="Steps to run again though their results are there. None chosen: whatever is there is reused.",
         json_schema_extra={"uniqueItems": True},
@@ -145,15 +139,7 @@ def form_of(recipe: RunConfig) -> dict[str, Any]:
     return form
 
 
-def _refuse_absent(force: list[StepName], recipe: RunConfig) -> None:
-    there: list[str] = []
-
-    def remember(step: Step, label: str, after: Planned | None = None, /, **parts: Section | Planned) -> Planned:
-        # `step.plan` would read data and models, which need not be on the machine where a form is checked.
-        there.append(step.name)
-        return Planned(step, label, Ref(step=step.name, fingerprint=label), {}, {}, {})
-
-    rehearse(remember, recipe)
+def _refuse_absent(force: list[str], recipe: RunConfig) -> None:
+    there = step_names(recipe)
     if absent := [name for name in force if name not in there]:
-        known = ", ".join(dict.fromkeys(there))
-        raise ConfigError(f"Run again: this run has no step {absent[0]}. It has: {known}.")
+        raise ConfigError(f"Run again: this run has no step {absent[0]}. It has: {', '.join(there)}.")

@@ -6,10 +6,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from flows.planning.reasons import differences
+from flows.planning.reasons import differences, differences_in_words
+from flows.rehearsal import STEPS
 from flows.runs.records import RunRecord, StepRecord, all_runs
 from tasks.artifacts.store import Ref, Store
 from tasks.errors import ConfigError
+from tasks.wording import counts_in_words
 
 Entry = dict[str, Any]  # Any: JSON values; `title` is its heading
 
@@ -37,20 +39,14 @@ def _explain(store: Store, record: RunRecord, step: StepRecord, earlier: RunReco
     before = earlier.step(step.label) if earlier else None
     if before and earlier:
         changed = differences(before.identity, step.identity)
-        entry["changed"] = "; ".join(changed) if changed else f"nothing since {earlier.run_id}"
+        entry["changed"] = differences_in_words(changed) if changed else f"nothing since {earlier.run_id}"
     if manifest is None:
         return entry | {"artifact": "gone; the same recipe makes it again"}
     entry |= {f"from {name}": f"{ref['step']}/{ref['fingerprint'][:12]}" for name, ref in manifest.inputs.items()}
-    entry["counts"] = ", ".join(f"{name} {n:,}" for name, n in manifest.counts.items())
+    entry["counts"] = counts_in_words(manifest.counts)
     entry["took"] = f"{manifest.facts.get('seconds', 0):.1f} s on {manifest.facts.get('host', '?')}"
     entry["where"] = store.link(step.ref)
     return entry
-
-
-_TABLE_OF = {
-    "ingest": "examples", "generate": "outputs", "rewrite": "outputs", "judge": "verdicts",
-    "likelihood": "likelihoods", "select": "targets",
-}  # fmt: skip
 
 
 def explain_row(store: Store, record: RunRecord, example_id: str) -> list[Entry]:
@@ -64,8 +60,9 @@ def explain_row(store: Store, record: RunRecord, example_id: str) -> list[Entry]
     """
     entries: list[Entry] = []
     for made in record.steps:
-        if table := _TABLE_OF.get(made.ref["step"]):
-            entries += _rows(store, made.ref, table, example_id, made.label)
+        step = STEPS.get(made.ref["step"])  # None: of another version of this program
+        if step and step.table is not None and "example_id" in step.table.names:
+            entries += _rows(store, made.ref, f"{step.table_name}", example_id, made.label)
     if not entries:
         raise ConfigError(f"{record.run_id}: no row {example_id!r}. The ids are in examples.parquet and in the report.")
     if len(ids := {entry["example_id"] for entry in entries}) > 1:

@@ -40,6 +40,8 @@ Answer = TypeVar("Answer", Reply, Likelihood)
 
 @step(
     version=5,
+    pool="gpu",
+    table=schema.ITEMS,
     outside=lambda *, model, engine, config, abstention: {
         "model": model_digest(model),
         "benchmarks": benchmarks.content_digests(config),

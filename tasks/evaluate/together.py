@@ -18,7 +18,7 @@ from tasks.running.process import one_process
 from tasks.running.step import Context, Planned, as_input, step
 
 
-@step(version=3, outside=evaluate.outside, launcher=one_process)
+@step(version=3, pool="gpu", table=None, outside=evaluate.outside, launcher=one_process)
 def measure(
     ctx: Context, *, model: ModelConfig, engine: EngineConfig, config: EvaluateConfig, abstention: AbstentionConfig,
     examples: Ref, **adapters: Ref,

@@ -27,7 +27,7 @@ _STORED = pa.schema(
 )
 
 
-@step(version=1, outside=weights_digest, launcher=one_process)
+@step(version=1, pool="gpu", table=schema.LIKELIHOODS, outside=weights_digest, launcher=one_process)
 def likelihood(
     ctx: Context, *, model: ModelConfig, engine: EngineConfig, config: GenerateConfig, examples: Ref, outputs: Ref,
     verdicts: Ref,

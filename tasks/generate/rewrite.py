@@ -22,6 +22,7 @@ from tasks.generate.answers import paid_answers, request_for, write_outputs
 from tasks.generate.filling import QuestionCounts, RowToFill, count_questions, weights_digest
 from tasks.running.process import one_process
 from tasks.running.step import Context, step
+from tasks.tables import schema
 from tasks.tables.aligned import accepted, judged_outputs, training_batches, with_matches
 from tasks.templates import PromptTemplate, TemplateFolder
 
@@ -41,7 +42,7 @@ def _outside(*, model: ModelConfig, config: RewriteConfig, **sections: object) -
     return {**weights_digest(model=model), "template": digest_of(TEMPLATES.load(config.template).text)}
 
 
-@step(version=1, outside=_outside, launcher=one_process)
+@step(version=1, pool="gpu", table=schema.OUTPUTS, outside=_outside, launcher=one_process)
 def rewrite(
     ctx: Context, *, model: ModelConfig, engine: EngineConfig, config: RewriteConfig, examples: Ref,
     outputs: Ref | None = None, verdicts: Ref | None = None,

@@ -14,12 +14,13 @@ from tasks.generate.answers import paid_answers, request_for, write_outputs
 from tasks.generate.filling import QuestionCounts, RowToFill, count_questions, weights_digest
 from tasks.running.process import one_process
 from tasks.running.step import Context, step
+from tasks.tables import schema
 from tasks.tables.aligned import training_batches
 
 _TABLE = "outputs"
 
 
-@step(version=2, outside=weights_digest, launcher=one_process)
+@step(version=2, pool="gpu", table=schema.OUTPUTS, outside=weights_digest, launcher=one_process)
 def generate(ctx: Context, *, model: ModelConfig, engine: EngineConfig, config: GenerateConfig, examples: Ref) -> None:
     """Answer every training prompt with the base model. Writes `outputs.parquet`."""
     rows = paid_answers(ctx.store, _TABLE, config, model=model, engine=engine, origin=ctx.ref["fingerprint"])

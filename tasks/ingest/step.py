@@ -40,7 +40,7 @@ def _outside(*, config: DataConfig) -> dict[str, Any]:  # Any: JSON values
     return {source.key: source_digest(source) for source in sources_of(config)}
 
 
-@step(version=3, outside=_outside)
+@step(version=3, pool="cpu", table=schema.EXAMPLES, outside=_outside)
 def ingest(ctx: Context, *, config: DataConfig) -> None:
     """Read the sources. Writes `examples.parquet`.
 

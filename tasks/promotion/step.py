@@ -15,7 +15,7 @@ from tasks.running.step import Context, step
 logger = logging.getLogger(__name__)
 
 
-@step(version=2, outside=lambda *, config: {"metrics": metrics.declarations()})
+@step(version=2, pool="cpu", table=None, outside=lambda *, config: {"metrics": metrics.declarations()})
 def promote(
     ctx: Context, *, config: PromotionConfig, adapter: Ref, scores_base: Ref, scores_arm: Ref,
     current: Ref | None = None, scores_current: Ref | None = None,

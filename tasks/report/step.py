@@ -17,9 +17,9 @@ logger = logging.getLogger(__name__)
 
 
 @step(
-    version=6,
+    version=6, pool="cpu", table=None,
     outside=lambda *, recipe: {"sections": section_versions(), "metrics": metrics.declarations()},
-)
+)  # fmt: skip
 def report(ctx: Context, *, recipe: RunConfig, **artifacts: Ref) -> None:
     """Write report.html, report.md and report.json.
 

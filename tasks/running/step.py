@@ -1,18 +1,21 @@
-"""`@step`: fingerprint -> cache -> stage -> commit. The one place in `tasks/` that knows Prefect.
+"""`@step`: fingerprint -> cache -> stage -> commit.
 
 A step is a function of config sections and of artifacts made by other steps. Its fingerprint is known before anything
-runs, because it is made of the fingerprints of its inputs, not of their content; so a whole run can be planned, with
+runs, because it is made of the fingerprints of its inputs, not of their content. So a whole run can be planned, with
 the reason for every step that must run, without touching a GPU.
 
-    @step(version=1, outside=lambda *, model: {"model": model_digest(model)})
+    @step(version=1, pool="gpu", table=schema.OUTPUTS, outside=lambda *, model: {"model": model_digest(model)})
     def generate(ctx: Context, *, model: ModelConfig, config: GenerateConfig, examples: Ref) -> None:
-        ...writes files below ctx.out...
+        ...writes outputs.parquet below ctx.out...
+
+The declaration is all that other parts need to know of a step: its deployment and the form of a run (`flows.steps`,
+`flows.deployment`, `flows.form`) and `ssr why --row` follow from it. What remains is the line in `flows.rehearsal` that
+says when the step runs. Not covered: how Prefect runs a step (`flows.execution.step_task`).
 """
 
 from __future__ import annotations
 
 import functools
-import inspect
 import logging
 import os
 import platform
@@ -21,86 +24,31 @@ import socket
 import time
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal, get_args
+
+import pyarrow as pa
 
 from tasks.artifacts import unfinished
 from tasks.artifacts.claims import claimed
 from tasks.artifacts.digest import digest_of
-from tasks.artifacts.store import Manifest, Ref, Store, describe_files, open_store
+from tasks.artifacts.store import Manifest, Ref, Store, describe_files
 from tasks.config import Section
 from tasks.errors import SsrError, StepError
 from tasks.running import progress
+from tasks.running.context import Context
 from tasks.running.process import run_in_process
+from tasks.tables import schema
+from tasks.wording import counts_in_words
 
-if TYPE_CHECKING:
-    from prefect import Task
-    from prefect.context import TaskRunContext
-    from prefect.results import ResultStorage
-
+__all__ = ["STEPS", "Context", "Planned", "Step", "as_input", "retry_hint", "step"]
 logger = logging.getLogger(__name__)
 
 Launcher = Callable[..., list[str]]
 Outside = Callable[..., Mapping[str, Any]]  # Any: JSON values
-
-
-@dataclass
-class Context:
-    """What a step's body works with.
-
-    Attributes:
-        ref: The artifact being made.
-        out: Write files here; they become the artifact.
-        inputs: The artifacts it is made from, by parameter name.
-        counts: Whole numbers for the manifest; `account` checks that rows add up.
-        facts: Other measured values for the manifest.
-        progress: Call it with (done, total, detail).
-        force: It is made again though it was there: nothing that was measured before may stand in for it, and rows
-            that failed are asked for again.
-    """
-
-    store: Store
-    ref: Ref
-    out: Path
-    inputs: dict[str, Ref]
-    progress: progress.Progress = progress.silent
-    force: bool = False
-    counts: dict[str, int] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)  # Any: JSON values
-
-    @functools.cached_property
-    def work(self) -> Path:
-        """A folder that outlives a killed step, for checkpoints; removed when the step is done."""
-        return self.store.work_folder(**self.ref)
-
-    def path(self, ref: Ref, name: str) -> Path:
-        """A local path of one file of an input."""
-        return self.store.fetch(ref) / name
-
-    def counts_of(self, ref: Ref) -> dict[str, int]:
-        """The counts in the manifest of an input.
-
-        Raises:
-            StepError: It is gone.
-        """
-        manifest = self.store.manifest(**ref)
-        if manifest is None:
-            raise StepError(f"{self.store.link(ref)}: gone while {self.ref['step']} ran. Run the same command again.")
-        return manifest.counts
-
-    def account(self, rows_in: int, kept: int, dropped: Mapping[str, int]) -> None:
-        """Record where every row went.
-
-        Raises:
-            StepError: They do not add up: a row was lost or doubled, which is a defect of this program.
-        """
-        total = kept + sum(dropped.values())
-        if rows_in != total:
-            raise StepError(f"{self.ref['step']}: {rows_in} rows in, but {kept} kept + {dict(dropped)} = {total}")
-        self.counts |= {"rows_in": rows_in, "rows_out": kept}
-        self.counts |= {f"dropped.{reason}": n for reason, n in sorted(dropped.items())}
+Pool = Literal["cpu", "gpu"]
 
 
 @dataclass(frozen=True)
@@ -108,9 +56,9 @@ class Planned:
     """A step with everything it needs, not yet run.
 
     Attributes:
-        label: Its name within the run, e.g. `train sft-5e-4`.
+        label: The name of the step within the run, e.g. `train sft-5e-4`.
         identity: What the fingerprint is the digest of.
-        sections: The full config it runs with, as JSON values.
+        sections: The full config that the step runs with, as JSON values.
     """
 
     step: Step
@@ -121,11 +69,11 @@ class Planned:
     inputs: dict[str, Ref]
 
     def execute(self, store: Store, *, force: bool = False) -> Ref:
-        """Run it here and now, or reuse what the store holds."""
+        """Run the step in this process, or reuse its artifact; see `Step.execute`."""
         return self.step.execute(store, self, force=force)
 
     def reusable(self, store: Store) -> Manifest | None:
-        """The manifest of the artifact if it can be used as it is: there, intact, and made from what is there now."""
+        """The manifest of the artifact if it is intact and was made from the inputs as they are now; else None."""
         manifest = store.verified(**self.ref)
         if manifest is None or any(
             digest != manifest.input_digests.get(name) for name, digest in _input_digests(store, self.inputs).items()
@@ -133,35 +81,60 @@ class Planned:
             return None
         return manifest
 
+    def to_json(self) -> dict[str, Any]:  # Any: JSON values
+        """The planned step as JSON values, for a process that knows the step by its name. It never holds a secret."""
+        return {
+            "step": self.step.name, "label": self.label, "fingerprint": self.ref["fingerprint"],
+            "sections": self.sections, "inputs": self.inputs, "identity": self.identity,
+        }  # fmt: skip
 
-def another_try(label: str, counts: Mapping[str, int]) -> str:
-    """What may become of the failed rows of a step that is done: by itself it is not made again. "" if nothing may."""
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Planned:  # Any: JSON values
+        """The planned step that `to_json` has written."""
+        ref = Ref(step=values["step"], fingerprint=values["fingerprint"])
+        step = STEPS[values["step"]]
+        return cls(step, values["label"], ref, values["identity"], values["sections"], values["inputs"])
+
+
+def retry_hint(label: str, counts: Mapping[str, int]) -> str:
+    """How to retry the failed rows of a finished step, which no later run does by itself; "" without such rows."""
     n = counts.get("rows_retryable", 0)
     rows = "row" if n == 1 else "rows"
     return f"{n:,} failed {rows} may succeed on another try: --force {shlex.quote(label)}" if n else ""
 
 
 def as_input(ref: Ref) -> Planned:
-    """An artifact that is there, as an input of a step to plan. It cannot be made from this."""
+    """An artifact of the store as the input of a step to plan. It cannot be executed."""
 
-    def made_elsewhere(ctx: Context) -> None:
+    def refuse(ctx: Context) -> None:
         raise StepError(f"{ref['step']}/{ref['fingerprint']}: only a reference. Run the recipe that makes it.")
 
-    return Planned(Step(ref["step"], 0, made_elsewhere, lambda **sections: {}, None), "", ref, {}, {}, {})
+    return Planned(Step(ref["step"], 0, refuse), "", ref, {}, {}, {})
+
+
+def _nothing(**sections: Section) -> dict[str, Any]:  # Any: JSON values
+    return {}
 
 
 @dataclass(frozen=True)
 class Step:
-    """A named, versioned function from config and artifacts to an artifact. Made by `@step`."""
+    """A versioned function from config and artifacts to an artifact. Made by `@step`, which explains its fields."""
 
     name: str
     version: int
     body: Callable[..., None]
-    outside: Outside
-    launcher: Launcher | None
+    outside: Outside = _nothing
+    launcher: Launcher | None = None
+    pool: Pool = "cpu"
+    table: pa.Schema | None = None
+
+    @property
+    def table_name(self) -> str | None:
+        """The name of the table that the step writes, e.g. `outputs` for `outputs.parquet`."""
+        return self.table.metadata[b"table"].decode() if self.table is not None else None
 
     def plan(self, label: str = "", /, **parts: Section | Planned) -> Planned:
-        """Work out the fingerprint for these sections and inputs.
+        """Compute the fingerprint for these sections and inputs.
 
         Raises:
             SsrError: What enters from outside (a dataset, a model) is not there.
@@ -180,9 +153,9 @@ class Step:
         return Planned(self, label or self.name, ref, identity, as_json, inputs)
 
     def execute(self, store: Store, planned: Planned, *, force: bool = False) -> Ref:
-        """Make the artifact unless it is there, intact, and made from the inputs as they are now.
+        """Make the artifact unless the store has one that is reusable.
 
-        While another worker makes it, this one waits, and then finds it made.
+        While another worker makes the same artifact, this one waits and then reuses it.
 
         Raises:
             SsrError: As the body raised it.
@@ -201,13 +174,14 @@ class Step:
             listener.started(label)
         started = time.time()
         with store.staging(**planned.ref) as out:
-            # Of now: should an input be made again meanwhile, this is not made from it.
+            # Read before the body runs: an input that is replaced meanwhile makes this artifact stale.
             made_from = _input_digests(store, planned.inputs)
-            # A forced try goes on from a forced one alone: what it would find may be why it is forced.
+            # A forced try resumes only a forced one: what an ordinary try has left may be the reason for the force.
             unfinished.keep_only_if(store, planned.ref, f"{digest_of(made_from)}{' forced' if force else ''}")
             context = Context(store, planned.ref, out, planned.inputs, progress=_announce(label), force=force)
             try:
                 self._run_body(context, planned)
+                self._check_table(out)
             except FileNotFoundError as error:
                 raise StepError(f"{label}: {error}. Run the same command again.") from error
             seconds = round(time.time() - started, 3)
@@ -218,8 +192,8 @@ class Step:
             )  # fmt: skip
             store.publish(out, manifest)
         store.done_with_work(**planned.ref)
-        logger.info("%s: %s in %.1f s", label, _in_words(context.counts), seconds)
-        if hint := another_try(label, context.counts):
+        logger.info("%s: %s in %.1f s", label, counts_in_words(context.counts), seconds)
+        if hint := retry_hint(label, context.counts):
             logger.warning("%s: %s", label, hint)
         for listener in progress.listeners():
             listener.finished(label, context.counts, seconds)
@@ -236,6 +210,18 @@ class Step:
         result = run_in_process(spec, context.work / "spec.json", launcher=launcher, progress=context.progress)
         context.counts |= result.counts
         context.facts |= result.facts
+
+    def _check_table(self, out: Path) -> None:
+        """Check that the body wrote the table that `@step` declares, with its schema."""
+        if self.table is None:
+            return
+        path = out / f"{self.table_name}.parquet"
+        if not path.exists():
+            raise StepError(
+                f"{self.name}: @step declares table={self.table_name}, but the body wrote no {path.name}. Write it, or "
+                "declare table=None."
+            )
+        schema.count_rows(path, self.table)
 
     def call(self, context: Context, sections: Mapping[str, Any]) -> None:  # Any: JSON values
         """Run the body here, with sections given as JSON values.
@@ -255,43 +241,9 @@ class Step:
         hints = typing.get_type_hints(self.body)
         return {key: hints[key].model_validate(value) for key, value in sections.items()}
 
-    def task(
-        self, planned: Planned, *, refresh: bool, records: ResultStorage, body: Callable[..., Ref] | None = None
-    ) -> Task[..., Ref]:
-        """This step as a Prefect task whose cache key is the fingerprint.
-
-        Args:
-            refresh: Ignore Prefect's record. Prefect never looks at our files: when the manifest is gone or damaged,
-                its record must not count.
-            records: Where Prefect keeps its records.
-            body: Called with `task_parameters`; default: run the step here.
-        """
-        from prefect import task
-
-        return task(
-            name=self.name,
-            version=str(self.version),
-            description=inspect.getdoc(self.body),
-            task_run_name=planned.label,
-            cache_key_fn=_cache_key,
-            refresh_cache=refresh,
-            persist_result=True,
-            result_serializer="json",
-            result_storage=records,
-        )(body or execute_here)
-
-
-def execute_here(
-    fingerprint: str, step: str, label: str, store: str, sections: dict[str, Any], inputs: dict[str, Ref],
-    identity: dict[str, Any], force: bool,
-) -> Ref:  # Any: JSON values  # fmt: skip
-    """Run a step that was planned elsewhere, given as `task_parameters`."""
-    planned = Planned(STEPS[step], label, Ref(step=step, fingerprint=fingerprint), identity, sections, inputs)
-    return planned.execute(open_store(store), force=force)
-
 
 def _reused(store: Store, planned: Planned) -> bool:
-    """Whether the artifact can be used as it is; then the listeners are told."""
+    """Whether the artifact is reusable. If it is, the listeners are told so."""
     found = planned.reusable(store)
     if found is None:
         return False
@@ -305,38 +257,38 @@ def _input_digests(store: Store, inputs: Mapping[str, Ref]) -> dict[str, str]:
     return {name: manifest.content_digest for name, manifest in manifests.items() if manifest}
 
 
-def task_parameters(planned: Planned, store: Store, *, force: bool) -> dict[str, Any]:  # Any: JSON values
-    """What the Prefect task of a planned step is called with: public, so never a secret."""
-    return {
-        "fingerprint": planned.ref["fingerprint"], "step": planned.step.name, "label": planned.label,
-        "store": store.uri, "sections": planned.sections, "inputs": planned.inputs, "identity": planned.identity,
-        "force": force,
-    }  # fmt: skip
-
-
-def _cache_key(context: TaskRunContext, parameters: dict[str, Any]) -> str:  # Any: as Prefect passes them
-    return str(parameters["fingerprint"])
-
-
 STEPS: dict[str, Step] = {}
 
 
 def step(
-    *, version: int, outside: Outside = lambda **sections: {}, launcher: Launcher | None = None
+    *, version: int, pool: Pool, table: pa.Schema | None, outside: Outside = _nothing, launcher: Launcher | None = None
 ) -> Callable[[Callable[..., None]], Step]:
-    """Make a function a step.
+    """Make a function a step, and register it under the name of the function.
 
     Args:
         version: Raise it when the same inputs give other bytes than before.
+        pool: The work pool that the step's deployment runs on: gpu for a step that loads a model.
+        table: The schema (`tasks.tables.schema`) of the main table that the body writes as `<table>.parquet`; None for
+            a step without one. Of a table with an `example_id`, `ssr why --row` shows the rows.
         outside: From the same sections, the content digests of what enters from outside the store.
-        launcher: Run the body in a process of its own, started by what this makes of the sections; see
-            `tasks.running.process`.
+        launcher: From the same sections, the command that starts the body in a process of its own
+            (`tasks.running.process`). None: the body runs in the process of the flow.
+
+    Raises:
+        ValueError: The name is taken, there is no such pool, or the schema is not of a table.
     """
 
     def decorate(body: Callable[..., None]) -> Step:
-        made = Step(body.__name__, version, body, outside, launcher)
-        STEPS[made.name] = made
-        return made
+        name = body.__name__
+        if name in STEPS:
+            taken = f"{STEPS[name].body.__module__}.{name}"
+            raise ValueError(f"step {name}: {taken} has this name already. Rename one of the two functions.")
+        if pool not in get_args(Pool):
+            raise ValueError(f"step {name}: there is no pool {pool!r}. Declare one of: {', '.join(get_args(Pool))}.")
+        if table is not None and b"table" not in (getattr(table, "metadata", None) or {}):
+            raise ValueError(f"step {name}: table is {table!r}. Declare a schema of tasks.tables.schema, or None.")
+        STEPS[name] = Step(name, version, body, outside, launcher, pool, table)
+        return STEPS[name]
 
     return decorate
 
@@ -349,13 +301,13 @@ def _announce(label: str) -> progress.Progress:
     return announce
 
 
-_NOTED = ("torch", "transformers", "trl", "peft", "lm_eval", "pyarrow", "duckdb", "prefect")
+_RECORDED = ("torch", "transformers", "trl", "peft", "lm_eval", "pyarrow", "duckdb", "prefect")
 
 
 @functools.cache
 def _circumstances() -> dict[str, Any]:  # Any: JSON values
     versions = {}
-    for name in ("selective-self-rehearsal", *_NOTED):
+    for name in ("selective-self-rehearsal", *_RECORDED):
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -364,7 +316,3 @@ def _circumstances() -> dict[str, Any]:  # Any: JSON values
         "host": socket.gethostname(), "python": platform.python_version(), "cores": os.cpu_count(),
         "versions": versions,
     }  # fmt: skip
-
-
-def _in_words(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {n:,}" for name, n in counts.items()) or "done"

@@ -18,7 +18,7 @@ from tasks.tables import schema
 _FILES = {"rewrites": "outputs", "rewrite_verdicts": "verdicts", "likelihoods": "likelihoods"}
 
 
-@step(version=1)
+@step(version=1, pool="cpu", table=schema.TARGETS)
 def select(
     ctx: Context, *, config: SelectConfig, examples: Ref, outputs: Ref, verdicts: Ref, seen: Ref | None = None,
     **more: Ref,

@@ -37,7 +37,10 @@ def _launcher(*, model: ModelConfig, config: TrainConfig) -> list[str]:
     return one_process_per_gpu(Path(__file__).parent / "launch" / f"{name}.yaml")
 
 
-@step(version=2, outside=lambda *, model, config: {"model": model_digest(model)}, launcher=_launcher)
+@step(
+    version=2, pool="gpu", table=schema.METRICS, outside=lambda *, model, config: {"model": model_digest(model)},
+    launcher=_launcher,
+)  # fmt: skip
 def train(ctx: Context, *, model: ModelConfig, config: TrainConfig, targets: Ref, start: Ref | None = None) -> None:
     """Fine-tune a LoRA adapter on the targets; writes `adapter/` and `metrics.parquet`.
 

@@ -42,7 +42,7 @@ body: list[Callable[[], None]] = []
 runs: list[str] = []
 
 
-@step(version=1)
+@step(version=1, pool="cpu", table=None)
 def toy_claimed(ctx: Context) -> None:
     runs.append("begins")
     body[0]()

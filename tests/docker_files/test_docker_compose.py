@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from flows.deployment.target import Target, fill_in
+
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "docker" / "compose.yaml"
 TEXT = FILE.read_text()
@@ -169,7 +171,7 @@ def test_a_worker_polls_a_process_pool_under_a_name_of_its_own_and_tells_its_hea
 
 
 def test_the_workers_serve_the_pools_of_the_deployments() -> None:
-    deployments = yaml.safe_load((ROOT / "deployments" / "prefect.yaml").read_text())["deployments"]
+    deployments = fill_in(Target(store="s3://bucket/prefix"))["deployments"]
     pools = {deployment["work_pool"]["name"] for deployment in deployments}
     assert pools == {option(service["command"], "--pool") for service in WORKERS.values()}
 

@@ -36,7 +36,7 @@ def test_a_forced_measure_measures_every_model_again_on_one_server(
         yield
 
     own = measure.body.__globals__
-    monkeypatch.setitem(own, "evaluate", dataclasses.replace(evaluate, body=body, outside=lambda **_: {}))
+    monkeypatch.setitem(own, "evaluate", dataclasses.replace(evaluate, body=body, outside=lambda **_: {}, table=None))
     monkeypatch.setitem(own, "shared_server", server)
     store = open_store(str(tmp_path / "store"))
     planned = dataclasses.replace(measure, launcher=None, outside=lambda **_: {}).plan(

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from flows.execution.runner import PrefectRunner, Wanted
+from flows.execution.runner import PrefectRunner, RunOptions
 from flows.execution.terminal import TerminalListener
 from flows.planning.reasons import plan_lines
 from flows.rehearsal import plan_steps, rehearse
 from tasks.artifacts.store import Manifest, Store, open_store
 from tasks.config import RunConfig, parse_recipe
-from tasks.running.step import Planned, Step
+from tasks.running.step import Planned
 
 
 def recipe(kind: str) -> RunConfig:
@@ -42,7 +42,7 @@ def forced_and_refreshed(
     forced: set[str] = set()
     refreshed: set[str] = set()
 
-    def task(self: Step, planned: Planned, *, refresh: bool, **_: Any) -> Any:
+    def task(planned: Planned, *, refresh: bool, **_: Any) -> Any:
         def submit(*, force: bool, **_: Any) -> Any:
             forced.update({planned.label} if force else ())
             refreshed.update({planned.label} if refresh else ())
@@ -53,9 +53,9 @@ def forced_and_refreshed(
     def reusable(self: Planned, store: Store) -> Manifest:
         return Manifest(**self.ref, identity={}, inputs={}, files=[])
 
-    monkeypatch.setattr(Step, "task", task)
+    monkeypatch.setattr("flows.execution.runner.step_task", task)
     monkeypatch.setattr(Planned, "reusable", reusable)
-    rehearse(PrefectRunner(store, Wanted(frozenset(force), 1.0, 99, lambda **_: None)), recipe(kind))
+    rehearse(PrefectRunner(store, RunOptions(frozenset(force), 1.0, 99, lambda *_: {})), recipe(kind))
     return forced, refreshed
 
 

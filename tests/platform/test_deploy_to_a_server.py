@@ -80,9 +80,7 @@ def stuck(platform: Server, first: list[Change]) -> Json:
     lives = {"never": ["PENDING"], "again": ["PENDING", "RUNNING", "CRASHED", "SCHEDULED", "PENDING"],
              "lives": ["PENDING", "RUNNING"]}  # fmt: skip
     step = deployments(platform)["train/step"]["id"]
-    parameters = {
-        "fingerprint": "f", "step": "train", "label": "l", "store": "s", "sections": {}, "inputs": {}, "identity": {}
-    }  # fmt: skip
+    parameters = {"planned": {"step": "train", "label": "l"}, "store": "s"}
     runs = {}
     for name, states in lives.items():
         runs[name] = platform.ask(f"/deployments/{step}/create_flow_run", {"parameters": parameters})["id"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from tasks.judge import judge
 from tasks.running import progress
 from tasks.running.process import one_process, run_in_process
 from tasks.running.step import STEPS, Context, Planned, step
+from tasks.tables import schema
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,20 +59,20 @@ def store(tmp_path: Path) -> Store:
     return open_store(str(tmp_path / "store"))
 
 
-@step(version=1, outside=lambda *, config: dict(outside))
+@step(version=1, pool="cpu", table=None, outside=lambda *, config: dict(outside))
 def toy_first(ctx: Context, *, config: Config) -> None:
     runs.append("first")
     (ctx.out / "a.txt").write_text(config.text + outside.get("content", ""))
     ctx.account(3, 2, {"too_long": 1})
 
 
-@step(version=1)
+@step(version=1, pool="cpu", table=None)
 def toy_second(ctx: Context, *, first: Ref) -> None:
     runs.append("second")
     (ctx.out / "b.txt").write_text(ctx.path(first, "a.txt").read_text() * 2)
 
 
-@step(version=1)
+@step(version=1, pool="cpu", table=None)
 def toy_failing(ctx: Context, *, config: Config) -> None:
     (ctx.out / "half.txt").write_text("half of")
     {"lost": lambda: ctx.account(3, 2, {}), "bug": lambda: [][0], "data": _refuse}[config.text]()
@@ -118,6 +120,50 @@ def test_the_fingerprint_of_an_input_is_part_of_the_fingerprint():
     assert toy_second.plan(first=first[0]).ref != toy_second.plan(first=first[1]).ref
 
 
+# --- declarations ---
+
+
+@pytest.mark.parametrize(
+    ("declared", "error", "message"),
+    [
+        ({"table": None}, TypeError, "'pool'"),
+        ({"pool": "cpu"}, TypeError, "'table'"),
+        ({"pool": "tpu", "table": None}, ValueError, "step toy_new: there is no pool 'tpu'. Declare one of: cpu, gpu."),
+        ({"pool": "cpu", "table": "outputs"}, ValueError, "step toy_new: table is 'outputs'. Declare a schema of"),
+    ],
+    ids=["no pool", "no table", "an unknown pool", "a table without a schema"],
+)
+def test_a_step_that_is_declared_incompletely_or_wrongly_fails_at_import(declared, error, message):
+    def toy_new(ctx: Context) -> None: ...
+
+    with pytest.raises(error, match=re.escape(message)):
+        step(version=1, **declared)(toy_new)
+    assert "toy_new" not in STEPS
+
+
+def test_two_steps_of_one_name_fail_at_import():
+    def toy_first(ctx: Context) -> None: ...
+
+    with pytest.raises(ValueError, match=r"step toy_first: .*toy_first has this name already"):
+        step(version=1, pool="cpu", table=None)(toy_first)
+
+
+def test_a_step_that_does_not_write_its_table_publishes_nothing(store):
+    planned = replace(toy_first, table=schema.TARGETS).plan(config=Config())
+    with pytest.raises(
+        StepError, match=r"toy_first: @step declares table=targets, but the body wrote no targets\.parquet"
+    ):
+        planned.execute(store)
+    assert store.manifest(**planned.ref) is None
+
+
+def test_a_planned_step_can_be_executed_from_its_json_values(store):
+    planned = toy_first.plan("a label", config=Config(text="b"))
+    again = Planned.from_json(json.loads(json.dumps(planned.to_json())))
+    assert again == planned
+    assert (store.fetch(again.execute(store)) / "a.txt").read_text() == "b"
+
+
 # --- reuse ---
 
 
@@ -151,7 +197,7 @@ def test_an_input_that_holds_other_bytes_than_before_is_read_again(store):
     assert (store.fetch(second.ref) / "b.txt").read_text() == "achangedachanged"
 
 
-@step(version=1)
+@step(version=1, pool="cpu", table=None)
 def toy_long(ctx: Context, *, first: Ref) -> None:
     half = ctx.work / "half.txt"
     if not half.exists():

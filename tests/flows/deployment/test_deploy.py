@@ -14,6 +14,7 @@ from typing import Any, get_args
 import jsonschema
 import pytest
 from prefect.client.schemas.objects import StateType
+from prefect.flows import load_flow_from_entrypoint
 from prefect.server.schemas.actions import validate_base_job_template
 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.states import AwaitingConcurrencySlot, AwaitingRetry, Late, Scheduled
@@ -27,10 +28,13 @@ from flows.deployment.pool_changes import merge_template
 from flows.deployment.pools import QUEUES, dead_worker_automation, job_template, never_began_automation, start_seconds
 from flows.deployment.target import Infra, Target, fill_in
 from flows.execution.access import S3Access, use_access
+from flows.execution.children import DEPLOYMENT
 from flows.form.run_form import RunForm
+from flows.rehearsal import STEPS
 from flows.runs.recipes import RECIPES
 from tasks.config import load_recipe
 from tasks.errors import ConfigError
+from tasks.running.step import Step
 
 ROOT = Path(__file__).parents[3]
 TEMPLATES = [(infra, pool) for infra in get_args(Infra) for pool in QUEUES]
@@ -258,6 +262,19 @@ def test_every_step_is_deployed_once_and_models_run_on_the_gpu_pool():
         "promote",
         "pipeline",
     }
+
+
+def test_the_deployment_of_a_step_finds_the_flow_of_that_name():
+    steps = [entry for entry in fill_in(Target(store="s3://b/p"))["deployments"] if entry["name"] == DEPLOYMENT]
+    for entry in steps:
+        flow = load_flow_from_entrypoint(entry["entrypoint"], use_placeholder_flow=False)
+        assert entry["entrypoint"] == f"flows.steps.{flow.name}"
+
+
+def test_a_new_step_is_deployed_to_the_pool_that_it_declares(monkeypatch):
+    monkeypatch.setitem(STEPS, "toy", Step("toy", 1, lambda ctx: None, pool="gpu"))
+    entry = fill_in(Target(store="s3://b/p"))["deployments"][-1]
+    assert (entry["entrypoint"], entry["work_pool"]["name"]) == ("flows.steps.toy", "ssr-gpu")
 
 
 def test_a_parent_waits_on_a_queue_that_comes_after_its_steps():

@@ -19,10 +19,13 @@ from prefect.deployments import run_deployment
 from prefect.states import Completed, Crashed, Failed, Running, Scheduled, State
 
 from flows.execution.children import Children, cancel_children, require_deployed
-from flows.execution.prefect_ui import HowFar
+from flows.execution.prefect_ui import StepProgress
+from tasks.artifacts.store import Ref
 from tasks.errors import ConfigError, StepError
+from tasks.running.step import as_input
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
+PLANNED = as_input(Ref(step="generate", fingerprint="f" * 64))
 # When a try of the parent began.
 LONG_AGO, NOT_YET = datetime(2026, 1, 1, tzinfo=UTC), datetime(2099, 1, 1, tzinfo=UTC)
 
@@ -81,16 +84,17 @@ def test_one_that_failed_in_this_very_try_is_not_started_again(client: SyncPrefe
 
 def test_the_parent_is_told_what_the_bar_of_its_child_says(client: SyncPrefectClient, deployment: UUID) -> None:
     parent, told = uuid4(), []
-    running = child(client, deployment, f"{parent}:generate:{'ab' * 8}:1", Running())
+    running = child(client, deployment, f"{parent}:generate:{'f' * 16}:1", Running())
     bar = {"type": "progress", "key": "generate", "flow_run_id": running.id}
-    client.create_artifact(ArtifactCreate(**bar, data=25.0, description="25 %, 310 rows/s, 2,500 of 10,000"))
+    progress = StepProgress(2_500, 10_000, "310 rows/s")
+    client.create_artifact(ArtifactCreate(**bar, data=25.0, metadata_=progress.to_metadata()))
 
-    def stop_when_told(how_far: HowFar) -> None:
-        told.append(how_far)
+    def stop_when_told(progress: StepProgress) -> None:
+        told.append(progress)
         client.set_flow_run_state(running.id, Completed(), force=True)
 
-    Children(parent, LONG_AGO).run("generate", "generate", "ab" * 32, {}, told=stop_when_told)
-    assert told == [HowFar(2_500, 10_000, "310 rows/s")]
+    Children(parent, LONG_AGO).run(PLANNED, {}, on_progress=stop_when_told)
+    assert told == [progress]
 
 
 def test_cancelling_reaches_the_children_that_have_not_ended(client: SyncPrefectClient, deployment: UUID) -> None:
@@ -162,7 +166,7 @@ def test_a_step_is_started_though_the_server_is_away_for_a_while(
         return started
 
     monkeypatch.setattr("flows.execution.children.run_deployment", away)
-    Children(parent, LONG_AGO).run("generate", "generate", "f" * 64, {}, told=print)
+    Children(parent, LONG_AGO).run(PLANNED, {}, on_progress=print)
     assert failures == []
     wanted = FlowRunFilter(idempotency_key=FlowRunFilterIdempotencyKey(any_=[f"{parent}:generate:{'f' * 16}:1"]))
     assert len(client.read_flow_runs(flow_run_filter=wanted)) == 1
@@ -174,7 +178,7 @@ def test_a_step_is_started_though_the_server_is_away_for_a_while(
 def test_a_server_that_stays_away_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flows.execution.children.POLL_SECONDS", 0)
     monkeypatch.setattr("flows.execution.children.PATIENCE_SECONDS", 0.0)
-    with pytest.raises(StepError, match=r"train ssr: the Prefect server is away .* retry the run"):
+    with pytest.raises(StepError, match=r"train ssr: the Prefect server could not be reached .* retry the run"):
         outcome(*[status(503)] * 1000)
 
 

@@ -13,7 +13,7 @@ from prefect.futures import PrefectConcurrentFuture
 from prefect.states import Pending
 
 from flows.execution.devices import gpu_remarks, steps_at_a_time
-from flows.execution.runner import PrefectRunner, Wanted
+from flows.execution.runner import PrefectRunner, RunOptions
 from tasks.artifacts.store import open_store
 from tasks.config import RunConfig
 from tasks.running import process
@@ -87,13 +87,16 @@ def stand_in(name: str, gauge: Gauge) -> Any:
     """A step of this name whose task does nothing but be unfinished for a while."""
 
     @task
-    def unfinished() -> None:
+    def unfinished(**parameters: Any) -> None:
         with gauge:
             pass
 
     ref = {"step": name, "fingerprint": name}
-    planned = SimpleNamespace(ref=ref, inputs={}, label=name, step=SimpleNamespace(name=name), reusable=lambda _: None)
-    return SimpleNamespace(plan=lambda label: planned, task=lambda planned, **options: unfinished)
+    planned = SimpleNamespace(
+        ref=ref, inputs={}, label=name, step=SimpleNamespace(name=name), reusable=lambda _: None, task=unfinished,
+        to_json=lambda: ref,
+    )  # fmt: skip
+    return SimpleNamespace(plan=lambda label: planned)
 
 
 @pytest.mark.slow
@@ -105,14 +108,14 @@ def test_a_run_keeps_as_many_steps_unfinished_as_its_place_allows(
     tmp_path, monkeypatch, prefect_server, visible, body, n
 ):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    monkeypatch.setattr("flows.execution.runner.task_parameters", lambda planned, store, *, force: {})
+    monkeypatch.setattr("flows.execution.runner.step_task", lambda planned, **options: planned.task)
     # A server that has heard of no end yet, as one under load has not.
     monkeypatch.setattr(PrefectConcurrentFuture, "state", property(lambda future: Pending()))
     gauge = Gauge(n)
 
     @flow
     def toy() -> None:
-        runner = PrefectRunner(open_store(str(tmp_path)), Wanted(frozenset(), 0.0, 3, body))
+        runner = PrefectRunner(open_store(str(tmp_path)), RunOptions(frozenset(), 0.0, 3, body))
         for name in "abcdefg":
             runner(stand_in(name, gauge), name)
         runner.wait()

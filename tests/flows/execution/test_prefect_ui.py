@@ -24,9 +24,8 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows.execution import prefect_ui
 from flows.execution.prefect_ui import (
     ArtifactListener,
-    HowFar,
+    StepProgress,
     artifact_key,
-    counts_in_words,
     show_counts,
     show_links,
     show_report,
@@ -37,6 +36,7 @@ from tasks.config import RunConfig
 from tasks.report.pages import inert
 from tasks.running.progress import listening
 from tasks.running.step import Context, Planned, Step
+from tasks.wording import counts_in_words
 
 DEADLINE_SECONDS = 60.0
 
@@ -55,7 +55,7 @@ def wait_for(found: Callable[[], bool]) -> None:
 
 
 def toy_step(name: str, body: Callable[[Context], None]) -> Planned:
-    return Step(name, 1, body, lambda **sections: {}, None).plan(f"{name} It")
+    return Step(name, 1, body).plan(f"{name} It")
 
 
 def run_as_tasks(store: Store, planned: list[Planned]) -> None:
@@ -69,14 +69,14 @@ def run_as_tasks(store: Store, planned: list[Planned]) -> None:
         future.result()
 
 
-@pytest.mark.parametrize("how_far", [HowFar(2, 8, "loss 0.500, lr 1e-4"), HowFar(1_200, 10_000, ""), HowFar(9, 8, "x")])
-def test_what_a_bar_says_can_be_read_back(how_far):
-    assert HowFar.from_words(how_far.in_words()) == how_far
+@pytest.mark.parametrize("detail", ["", "loss 0.500, 2 of 8"])
+def test_the_progress_of_a_child_can_be_read_back(detail):
+    progress = StepProgress(1_200, 10_000, detail)
+    assert StepProgress.from_metadata(progress.to_metadata()) == progress
 
 
-@pytest.mark.parametrize("text", ["started", HowFar(3, 0, "rows").in_words(), "done in 2 s: 8 rows in", ""])
-def test_a_bar_that_does_not_say_how_far_is_not_read(text):
-    assert HowFar.from_words(text) is None
+def test_a_child_that_has_only_begun_has_no_progress():
+    assert StepProgress.from_metadata({}) is None
 
 
 @pytest.mark.slow
@@ -107,6 +107,7 @@ def test_steps_that_run_side_by_side_each_show_how_far_they_are(prefect_server, 
         assert (artifact.type, artifact.data) == ("progress", 100)
         assert "8 rows in, 7 rows out, 1 dropped too long" in str(artifact.description)
         assert seen[key].description == "25 %, loss 0.500, 2 of 8"
+        assert StepProgress.from_metadata(seen[key].metadata_ or {}) == StepProgress(2, 8, "loss 0.500")
         assert seen[key].id == artifact.id
     assert len({artifact.task_run_id for artifact in made.values()}) == 2
 
@@ -227,7 +228,7 @@ def publish(store: Store, name: str, files: dict[str, str], *, started: float, *
         facts = {"started": started, "seconds": 61.0}
         store.publish(folder, Manifest(**ref, identity={}, inputs={}, files=describe_files(folder), counts=counts,
                                        facts=facts))  # fmt: skip
-    return Planned(Step(name, 1, lambda: None, lambda **sections: {}, None), f"{name} it", ref, {}, {}, {})
+    return Planned(Step(name, 1, lambda: None), f"{name} it", ref, {}, {}, {})
 
 
 @pytest.mark.slow

@@ -140,6 +140,11 @@ def test_tasks_never_import_flows():
     assert offences([m for m in MODULES if m.startswith("tasks/")], ("flows",)) == []
 
 
+def test_no_module_is_over_350_lines():
+    lengths = {module: len((ROOT / module).read_text().splitlines()) for module in MODULES}
+    assert {module: n_lines for module, n_lines in lengths.items() if n_lines > 350} == {}
+
+
 def test_every_room_has_a_floor():
     rooms = {
         room_of(dotted(module)) for module in MODULES if module.count("/") > 1 or not module.endswith("__init__.py")

@@ -12,5 +12,5 @@ def prefect_server() -> Iterator[None]:
     """A server on a database of its own, which flows called in this process use."""
     from prefect.testing.utilities import prefect_test_harness
 
-    with prefect_test_harness(server_startup_timeout=120):
+    with prefect_test_harness(server_startup_timeout=300):
         yield

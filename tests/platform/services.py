@@ -55,12 +55,15 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def wait_for(what: str, found: Callable[[], Any], *, seconds: float, every: float = 0.1) -> Any:  # Any: what is found
+PATIENCE_SECONDS = 600.0  # with everything that the tests wait for: the machine may be busy with other tests
+
+
+def wait_for(what: str, found: Callable[[], Any], *, every: float = 0.1) -> Any:  # Any: what is found
     """Ask until the answer is true; the error says what was waited for."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + PATIENCE_SECONDS
     while not (answer := found()):
         if time.monotonic() > end:
-            raise TimeoutError(f"{what}: not within {seconds:.0f} s")
+            raise TimeoutError(f"{what}: not within {PATIENCE_SECONDS:.0f} s")
         time.sleep(every)
     return answer
 
@@ -93,7 +96,7 @@ def postgres() -> Iterator[str]:
         command = [_postgres_binary("postgres"), "-D", str(data), *flags]
         # SIGINT: PostgreSQL's fast shutdown, which does not wait for its clients.
         with _running(command, log, stop=signal.SIGINT, **run_as) as process:
-            wait_for("PostgreSQL", lambda: _alive(process, log) and _answers(url), seconds=60)
+            wait_for("PostgreSQL", lambda: _alive(process, log) and _answers(url))
             yield url.replace("postgresql://", "postgresql+asyncpg://")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -170,7 +173,7 @@ def prefect_server(database_url: str | None = None, **settings: str) -> Iterator
     server = Server(f"{ui_url}/api", ui_url, home, log, client_env)
     try:
         with _running([sys.executable, "-m", "prefect", "server", "start"], log, env=env, cwd=home) as process:
-            wait_for("Prefect's server", lambda: _alive(process, log) and _healthy(server), seconds=180)
+            wait_for("Prefect's server", lambda: _alive(process, log) and _healthy(server))
             yield server
     finally:
         shutil.rmtree(home, ignore_errors=True)
@@ -221,7 +224,7 @@ def worker(
                 known = server.ask(f"/work_pools/{pool}/workers/filter", {})
                 return _alive(process, log) and any(w["name"] == name and w["status"] == "ONLINE" for w in known)
 
-            wait_for(f"worker {name}", online, seconds=180)
+            wait_for(f"worker {name}", online)
             yield Worker(name, process, log)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -88,7 +88,7 @@ class Runs:
 
     def wait_for_another(self, known: set[str]) -> str:
         """The run that somebody has started since."""
-        return str(next(iter(wait_for("another run", lambda: self.all() - known, seconds=60))))
+        return str(next(iter(wait_for("another run", lambda: self.all() - known))))
 
     def start_what_is_scheduled(self, form: Json) -> str:
         """Bring the next run of the nightly schedule forward to now; it runs with this form. On a server once."""
@@ -103,7 +103,7 @@ class Runs:
             made = [run for run in found if run["auto_scheduled"] and run["parameters"]["run"] == form]
             return made[0]["id"] if made else None
 
-        run = str(wait_for("a scheduled run", next_run, seconds=180))  # its main loop takes 60
+        run = str(wait_for("a scheduled run", next_run))
         now = {"scheduled_time": datetime.now(UTC).isoformat()}
         state = {"type": "SCHEDULED", "name": "Scheduled", "state_details": now}
         self.server.ask(f"/flow_runs/{run}/set_state", {"state": state, "force": True})
@@ -116,14 +116,14 @@ class Runs:
     def state(self, run: str) -> str:
         return str(self.read(run)["state"]["type"])
 
-    def wait(self, run: str, *states: str, seconds: float = 600) -> Json:
+    def wait(self, run: str, *states: str) -> Json:
         """Until the run is in one of these states, or has ended otherwise: then the error says how."""
         wanted = set(states) or {"COMPLETED"}
 
         def there() -> bool:
             return self.state(run) in wanted | ENDED
 
-        wait_for(f"run {run} {wanted}", there, seconds=seconds, every=0.5)
+        wait_for(f"run {run} {wanted}", there, every=0.5)
         found = self.read(run)
         assert found["state"]["type"] in wanted, f"{found['state']['name']}: {found['state']['message']}"
         return found
@@ -132,7 +132,7 @@ class Runs:
         """As the button in the UI does."""
         state = {"type": "SCHEDULED", "name": "AwaitingRetry"}
         self.server.ask(f"/flow_runs/{run}/set_state", {"state": state, "force": False})
-        self.wait(run, "SCHEDULED", "PENDING", "RUNNING", seconds=60)
+        self.wait(run, "SCHEDULED", "PENDING", "RUNNING")
 
     def children(self, run: str) -> list[Json]:
         found: list[Json] = self.server.ask(
@@ -191,11 +191,11 @@ class Bucket:
                 keys.update(pq.read_table(file, columns=["row_key"]).column("row_key").to_pylist())
         return keys
 
-    def wait_for_object(self, under: str, ending: str, *, seconds: float = 120) -> None:
+    def wait_for_object(self, under: str, ending: str) -> None:
         def there() -> bool:
             return any(name.endswith(ending) for name in self.names(under))
 
-        wait_for(f"{under}/...{ending} in {self.uri}", there, seconds=seconds, every=0.2)
+        wait_for(f"{under}/...{ending} in {self.uri}", there, every=0.2)
 
 
 @dataclass(frozen=True)

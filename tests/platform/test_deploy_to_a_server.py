@@ -145,7 +145,7 @@ def test_scheduled_runs_appear_for_the_active_schedule_alone(platform):
         }
         return list(platform.ask("/flow_runs/filter", wanted))
 
-    runs = wait_for("a scheduled run", scheduled, seconds=60)
+    runs = wait_for("a scheduled run", scheduled)
     assert {run["next_scheduled_start_time"][11:19] for run in runs} == {"01:00:00"}
     assert [run["parameters"]["run"].get("force") for run in runs] == [None] * len(runs)
 
@@ -340,9 +340,7 @@ def test_a_run_whose_worker_died_before_it_began_is_declared_crashed_and_can_be_
         return read(name)["state"]
 
     for name in ("never", "again"):
-        wait_for(
-            f"{name} to be declared dead", lambda name=name: "not begun" in str(state(name)["message"]), seconds=30
-        )
+        wait_for(f"{name} to be declared dead", lambda name=name: "not begun" in str(state(name)["message"]))
         assert state(name)["type"] == "CRASHED"
         assert read(name)["end_time"], "else a parent that is tried again would wait for this one"
         retried = {"state": {"type": "SCHEDULED", "name": "AwaitingRetry"}}

@@ -14,7 +14,7 @@ import pytest
 from browser import browser
 from s3 import Call, S3Proxy
 from searching import everything_on, leaks
-from stage import DEAD_AFTER_SECONDS, Bucket, Json, Stage, form
+from stage import Bucket, Json, Stage, form
 
 pytestmark = pytest.mark.slow
 
@@ -120,7 +120,7 @@ def retried(stage: Stage, dead: Dead, twice: Twice) -> str:
     """Both dead runs, retried in the browser and completed on another machine; what its page of the report says."""
     runs = dead.generating_run, dead.training_run
     for run in runs:
-        stage.runs.wait(run, "CRASHED", seconds=3 * DEAD_AFTER_SECONDS)
+        stage.runs.wait(run, "CRASHED")
     with browser(stage.server) as ui:
         with stage.workers("cpu-3"):
             for run in runs:

@@ -58,10 +58,10 @@ def test_a_scheduled_run_pays_for_new_rows_alone_and_finds_its_child_again_when_
     run = stage.runs.start_what_is_scheduled(form(stage.data, stage.model, execution="deployments"))
     _wait_for_child(stage, run, "train ssr", "RUNNING")
     _kill_flow(run)
-    stage.runs.wait(run, "CRASHED", seconds=60)
+    stage.runs.wait(run, "CRASHED")
     # Two parts of the worker report a death, one seconds after the other. A retry in between would end as a crash.
     second = "prefect.flow_runs.worker - Check whether the flow run exceeded"
-    wait_for("the second report", lambda: second in machines.log.read_text(), seconds=60)
+    wait_for("the second report", lambda: second in machines.log.read_text())
     stage.runs.retry(run)
     stage.runs.wait(run)
     names = [child["name"] for child in stage.runs.children(run)]
@@ -81,7 +81,7 @@ def test_a_failed_child_fails_its_parent_with_its_reason_and_a_link(
     nothing.mkdir()
     (nothing / "broken.jsonl").write_text('{"question": "half a li')
     run = stage.runs.start(run=form(nothing, stage.model, execution="deployments"))
-    failed = stage.runs.wait(run, "FAILED", seconds=120)
+    failed = stage.runs.wait(run, "FAILED")
     (child,) = stage.runs.children(run)
     assert "broken.jsonl" in failed["state"]["message"]
     assert f"/runs/flow-run/{child['id']}" in failed["state"]["message"]
@@ -93,9 +93,9 @@ def test_cancelling_a_run_cancels_the_steps_it_has_sent_away(stage: Stage, machi
     )
     child = _wait_for_child(stage, run, "generate", "RUNNING")
     stage.server.ask(f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
-    stage.runs.wait(run, "CANCELLED", seconds=60)
-    stage.runs.wait(child, "CANCELLED", seconds=60)
-    wait_for("its processes to end", lambda: not _processes_of(child), seconds=30)
+    stage.runs.wait(run, "CANCELLED")
+    stage.runs.wait(child, "CANCELLED")
+    wait_for("its processes to end", lambda: not _processes_of(child))
 
 
 def _wait_for_child(stage: Stage, run: str, name: str, state: str) -> str:
@@ -106,7 +106,7 @@ def _wait_for_child(stage: Stage, run: str, name: str, state: str) -> str:
         assert stage.runs.state(run) not in {"FAILED", "CRASHED"}, stage.runs.read(run)["state"]["message"]
         return None
 
-    return str(wait_for(f"{name} {state}", there, seconds=240, every=0.3))
+    return str(wait_for(f"{name} {state}", there, every=0.3))
 
 
 def _kill_flow(run: str) -> None:

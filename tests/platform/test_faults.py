@@ -12,9 +12,13 @@ from typing import NamedTuple
 
 import pytest
 from browser import browser
+from in_process import rehearsed
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from s3 import Call, S3Proxy
 from searching import everything_on, leaks
 from stage import Bucket, Json, Stage, form
+
+from flows.form.run_form import RunForm
 
 pytestmark = pytest.mark.slow
 
@@ -59,7 +63,19 @@ def proxy_of(stage: Stage) -> Iterator[S3Proxy]:
 
 
 @pytest.fixture(scope="module")
-def dead(stage: Stage, undisturbed: str) -> Dead:
+def undisturbed(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Bucket:
+    """The store of the same run, which nothing disturbed, in this process."""
+    store = stage.bucket("reference")
+    with pytest.MonkeyPatch.context() as patch, temporary_settings({PREFECT_API_URL: stage.server.api_url}):
+        for name, value in stage.access().items() | {("SSR_CACHE", str(tmp_path_factory.mktemp("cache")))}:
+            patch.setenv(name, value)
+        recipe = RunForm.model_validate(form(stage.data, stage.model, execution="inline")).to_recipe()
+        rehearsed(recipe, store.uri)
+    return store
+
+
+@pytest.fixture(scope="module")
+def dead(stage: Stage, undisturbed: Bucket) -> Dead:
     """The first was started in the browser, with a name and epochs filled in.
 
     By its end the machine has kept one part of the rows, or one checkpoint, however late this test ends it.
@@ -141,33 +157,37 @@ def test_the_form_starts_a_run_with_what_was_filled_in(stage: Stage, dead: Dead,
     assert "Run by-hand" in retried
 
 
-def test_a_run_whose_machine_died_while_generating_goes_on_when_retried(stage: Stage, dead: Dead, retried: str) -> None:
+def test_a_run_whose_machine_died_while_generating_goes_on_when_retried(
+    undisturbed: Bucket, dead: Dead, retried: str
+) -> None:
     counts = dead.generating.manifest("generate")["counts"]
     assert dead.states == ["RUNNING", "RUNNING"]  # until the automation noticed
     assert 0 < len(dead.paid) < counts["rows_out"]  # in the middle of it
     assert counts["rows_reused"] == len(dead.paid)
     assert set(dead.generating.paid().values()) == {1}
-    tables, reference = dead.generating.tables(), stage.bucket("main").tables()
+    tables, reference = dead.generating.tables(), undisturbed.tables()
     shared = {name: digest for name, digest in tables.items() if name in reference}
     assert {name.rpartition("/")[2] for name in shared} >= {"outputs.parquet", "verdicts.parquet", "targets.parquet"}
     assert {name: reference[name] for name in shared} == shared
 
 
 def test_a_run_whose_machine_died_while_training_goes_on_from_its_checkpoint(
-    stage: Stage, dead: Dead, retried: str
+    undisturbed: Bucket, dead: Dead, retried: str
 ) -> None:
     assert dead.training.manifest("train")["facts"]["resumed"]
     assert set(dead.training.paid().values()) == {1}
-    assert dead.training.tables() == stage.bucket("main").tables()
+    assert dead.training.tables() == undisturbed.tables()
     assert dead.training.names("work") == []
 
 
-def test_two_machines_with_the_same_run_at_once_pay_for_it_once_while_s3_fails(stage: Stage, twice: Twice) -> None:
+def test_two_machines_with_the_same_run_at_once_pay_for_it_once_while_s3_fails(
+    undisturbed: Bucket, twice: Twice
+) -> None:
     assert twice.taken_by == [["cpu-1"], ["cpu-2"]]
     first, second = twice.runs
     assert max(first["start_time"], second["start_time"]) < min(first["end_time"], second["end_time"])
     assert {call.outcome for call in twice.calls} >= {"passed", "500", "503", "reset"}
-    assert twice.store.tables() == stage.bucket("main").tables()
+    assert twice.store.tables() == undisturbed.tables()
     assert set(twice.store.paid().values()) == {1}
     assert twice.store.names("claims") == []
 

@@ -32,7 +32,7 @@ no step is made again for it. Any other field makes the steps that read it run a
 """
 _RANGES = {
     "exclusiveMinimum": "> {}", "minimum": ">= {}", "exclusiveMaximum": "< {}", "maximum": "<= {}",
-    "pattern": "matches `{}`", "minItems": "with at least {}",
+    "pattern": "matches `{}`", "minItems": "(at least {})",
 }  # fmt: skip
 # Uses every step that some recipe has, so that each section finds its readers.
 _EVERY_STEP = {

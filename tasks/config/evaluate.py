@@ -40,25 +40,30 @@ class ReportConfig(Section):
     title: str = Field(default="Selective Self-Rehearsal", description="Heading")
     n_examples: int = Field(default=4, ge=0, description="Examples of each kind")
     confidence: float = Field(default=0.95, gt=0.5, lt=1, description="Level of the intervals")
-    margin: float = Field(default=0.01, gt=0, lt=1, description="Mean loss on benchmarks that still counts as none")
+    margin: float = Field(
+        default=0.01, gt=0, lt=1, description="Mean loss on benchmarks up to which an arm is non-inferior"
+    )
     n_bootstrap: int = Field(default=2000, ge=200, description="Bootstrap draws")
     seed: int = Field(default=0, description="Seed of the bootstrap")
 
 
 class PromotionConfig(Section):
-    """When a run's adapter takes the place of the one that is promoted now: only where it is shown to be no worse."""
+    """Which arm's adapter may replace the promoted one. It does so only if tests show that it is no worse."""
 
     arm: str = Field(description="The arm whose adapter may be promoted")
     benchmark_margin: float = Field(
-        default=0.02, gt=0, lt=1, description="Loss against the base that is ruled out on every benchmark"
+        default=0.02,
+        gt=0,
+        lt=1,
+        description="Promote only if a larger loss is ruled out on every benchmark, against the base",
     )
     task_margin: float = Field(
         default=0.01, gt=0, lt=1,
-        description="Loss that is ruled out on the task, against the base and the adapter promoted now",
+        description="Promote only if a larger loss is ruled out on the task, against base and promoted adapter",
     )  # fmt: skip
     confidence: float = Field(default=0.95, gt=0.5, lt=1, description="Level of each one-sided bound")
     max_unscored_share: float = Field(
-        default=0.05, ge=0, lt=1, description="With more items than this without a score, nothing is taken as shown"
+        default=0.05, ge=0, lt=1, description="With a larger share of items without a score, nothing counts as shown"
     )
     train_on: Literal["all", "new"] = Field(
         default="all",

@@ -21,7 +21,7 @@ class ExecutionConfig(Section):
     """Where and how wide the steps run."""
 
     workers: int = Field(
-        default=1, gt=0, description="Steps that may run at once; inline on a machine with a GPU, it is one",
+        default=1, gt=0, description="Steps that may run at once; with a GPU and steps inline, always one",
         json_schema_extra=RUNTIME,
     )  # fmt: skip
     threads: int | None = Field(

@@ -23,6 +23,7 @@ FLOORS = (
     ("tasks.config",),
     ("tasks.models", "tasks.running"),
     ("tasks.engines",),
+    ("tasks.asking",),
     (
         "tasks.ingest", "tasks.generate", "tasks.judge", "tasks.selection", "tasks.train", "tasks.evaluate",
         "tasks.promotion", "tasks.report",

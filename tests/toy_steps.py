@@ -8,6 +8,7 @@ import os
 import signal
 from pathlib import Path
 
+from tasks import asking
 from tasks.artifacts import paid_rows
 from tasks.artifacts.store import open_store
 from tasks.config import (
@@ -22,7 +23,7 @@ from tasks.config import (
     SourceConfig,
     TrainConfig,
 )
-from tasks.generate import filling, generate, likelihood, rewrite
+from tasks.generate import generate, likelihood, rewrite
 from tasks.ingest import ingest
 from tasks.judge import judge
 from tasks.running import progress
@@ -112,7 +113,7 @@ def run_until(store: Path | str, model: Path, step: str, *, kill_after: int = 0,
 def _run_until(env: dict[str, str], store: str, model: Path, step: str, kill_after: int, n_rows: int) -> None:
     os.environ |= env
     paid_rows.PART_SECONDS = 0  # a part after every row
-    filling.PROGRESS_SECONDS = -1  # and a progress report
+    asking.PROGRESS_SECONDS = -1  # and a progress report
     if kill_after:
         progress.listen(KillAfter(step, kill_after))
     opened = open_store(store)

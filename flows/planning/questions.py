@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tasks.artifacts.store import Store
+from tasks.asking import QuestionCounts
 from tasks.config import RunConfig
-from tasks.generate import JudgedOutputs, QuestionCounts, count_answers, count_rewrites
+from tasks.generate import JudgedOutputs, count_answers, count_rewrites
 from tasks.running.step import Planned
 
 

@@ -54,8 +54,8 @@ def against_probes(store: Store, recipe: RunConfig) -> Found:
 
 
 def _judge_probes(store: Store, recipe: RunConfig, ingest: Planned) -> Found:
-    from tasks.judge.asking import CASES
     from tasks.judge.audit import summary
+    from tasks.judge.opinions import CASES
     from tasks.judge.panel_session import ask_panel, probes_for
     from tasks.tables.spool import spool
 

@@ -9,9 +9,10 @@ import pyarrow as pa
 from tasks.artifacts.digest import stable_seed
 from tasks.artifacts.paid_rows import RowStore, row_key
 from tasks.artifacts.store import Store
+from tasks.asking import Asked, Asking
 from tasks.config import EngineConfig, GenerateConfig, ModelConfig, RewriteConfig
 from tasks.engines import Engine, Message, Reply, Request, Sampling
-from tasks.generate.filling import Filling, QuestionCounts, Row, RowToFill, fill, refuse_failed, space_of
+from tasks.generate.filling import Row, fill, refuse_failed, space_of
 from tasks.running.step import Context
 from tasks.tables import schema
 
@@ -35,10 +36,10 @@ def request_for(messages: list[Message], rows: RowStore, config: Decoding, *, sa
 
 
 def write_outputs(
-    ctx: Context, rows: RowStore, rows_to_fill: Callable[[], Iterator[RowToFill[Request]]], config: Decoding, *,
+    ctx: Context, rows: RowStore, questions: Callable[[], Iterator[Asked[Request]]], config: Decoding, *,
     model: ModelConfig, engine: EngineConfig,
-) -> QuestionCounts:  # fmt: skip
-    """Generate the missing answers and write `outputs.parquet`.
+) -> int:  # fmt: skip
+    """Generate the missing answers and write `outputs.parquet`; returns the number of its rows.
 
     Raises:
         StepError: More than `max_failed_share` of the rows have no output.
@@ -48,10 +49,10 @@ def write_outputs(
     def ask(opened: Engine, requests: Iterator[Request], done: Container[str]) -> Iterator[Row]:
         return (_stored(reply) for reply in opened.generate(requests, sampling, done=done))
 
-    counts = fill(ctx, Filling(rows, rows_to_fill, ask, schema.OUTPUTS), model=model, engine=engine)
+    n_rows = fill(ctx, Asking(model, engine, rows, questions, ask), schema.OUTPUTS)
     setting = f"{ctx.ref['step']}.max_failed_share"
-    refuse_failed(ctx, counts.n_rows, config.max_failed_share, without="output", setting=setting)
-    return counts
+    refuse_failed(ctx, n_rows, config.max_failed_share, without="output", setting=setting)
+    return n_rows
 
 
 def _stored(reply: Reply) -> Row:

@@ -14,9 +14,10 @@ import pyarrow as pa
 
 from tasks.artifacts.paid_rows import RowStore, row_key
 from tasks.artifacts.store import Ref
+from tasks.asking import Asked, Asking
 from tasks.config import EngineConfig, GenerateConfig, ModelConfig
 from tasks.engines import Continuation, Engine, Likelihood
-from tasks.generate.filling import Filling, Row, RowToFill, fill, refuse_failed, space_of, weights_digest
+from tasks.generate.filling import Row, fill, refuse_failed, space_of, weights_digest
 from tasks.running.process import one_process
 from tasks.running.step import Context, step
 from tasks.tables import schema
@@ -43,14 +44,12 @@ def likelihood(
     rows = RowStore(ctx.store, "likelihoods", space_of(model, engine), _STORED, origin=ctx.ref["fingerprint"])
     paths = ctx.path(examples, "examples.parquet"), ctx.path(outputs, "outputs.parquet")
     judged = ctx.path(verdicts, "verdicts.parquet")
-    filling = Filling(rows, lambda: _rows_to_fill(*paths, judged, rows.space), _measured, schema.LIKELIHOODS)
-    counts = fill(ctx, filling, model=model, engine=engine)
-    refuse_failed(
-        ctx, counts.n_rows, config.max_failed_share, without="likelihood", setting="generate.max_failed_share"
-    )
+    asking = Asking(model, engine, rows, lambda: _questions(*paths, judged, rows.space), _measured)
+    n_rows = fill(ctx, asking, schema.LIKELIHOODS)
+    refuse_failed(ctx, n_rows, config.max_failed_share, without="likelihood", setting="generate.max_failed_share")
 
 
-def _rows_to_fill(examples: Path, outputs: Path, verdicts: Path, space: str) -> Iterator[RowToFill[Continuation]]:
+def _questions(examples: Path, outputs: Path, verdicts: Path, space: str) -> Iterator[Asked[Continuation]]:
     """Accepted outputs and the gold of each training example, sorted by (example_id, kind, sample_index)."""
     for batch, found in with_matches(
         training_batches(examples, ["messages", "golds"]), judged_outputs(outputs, verdicts)
@@ -61,7 +60,7 @@ def _rows_to_fill(examples: Path, outputs: Path, verdicts: Path, space: str) -> 
         for row in batch.to_pylist():
             for kind, sample_index, text in sorted([*texts[row["example_id"]], ("gold", 0, row["golds"][0])]):
                 key = row_key(space, row["messages"], text)
-                yield RowToFill(row["example_id"], kind, sample_index, Continuation(key, row["messages"], text))
+                yield Asked((row["example_id"], kind, sample_index), Continuation(key, row["messages"], text))
 
 
 def _measured(engine: Engine, continuations: Iterator[Continuation], done: Container[str]) -> Iterator[Row]:

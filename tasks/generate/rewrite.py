@@ -16,10 +16,11 @@ import pyarrow.compute as pc
 from tasks.artifacts.digest import digest_of
 from tasks.artifacts.paid_rows import RowStore
 from tasks.artifacts.store import Ref, Store
+from tasks.asking import Asked, QuestionCounts, count_questions
 from tasks.config import EngineConfig, ModelConfig, RewriteConfig
 from tasks.engines import Message, Request
 from tasks.generate.answers import paid_answers, request_for, write_outputs
-from tasks.generate.filling import QuestionCounts, RowToFill, count_questions, weights_digest
+from tasks.generate.filling import weights_digest
 from tasks.running.process import one_process
 from tasks.running.step import Context, step
 from tasks.tables import schema
@@ -57,9 +58,9 @@ def rewrite(
     judged = None
     if outputs and verdicts:
         judged = JudgedOutputs(ctx.path(outputs, "outputs.parquet"), ctx.path(verdicts, "verdicts.parquet"))
-    rows_to_fill = _rows_to_fill(path, judged, rows, config, passed_over)
-    counts = write_outputs(ctx, rows, rows_to_fill, config, model=model, engine=engine)
-    ctx.account(ctx.counts_of(examples)["rows.train"], counts.n_rows, passed_over)
+    questions = _questions(path, judged, rows, config, passed_over)
+    n_rows = write_outputs(ctx, rows, questions, config, model=model, engine=engine)
+    ctx.account(ctx.counts_of(examples)["rows.train"], n_rows, passed_over)
 
 
 def count_rewrites(
@@ -72,23 +73,23 @@ def count_rewrites(
 ) -> QuestionCounts:
     """Count the rows that the step would write and the questions that it would ask. Loads no model."""
     rows = paid_answers(store, _TABLE, config, model=model, engine=engine)
-    return count_questions(_rows_to_fill(examples, judged, rows, config, Counter())(), rows.done())
+    return count_questions(_questions(examples, judged, rows, config, Counter())(), rows.done())
 
 
-def _rows_to_fill(
+def _questions(
     path: Path, judged: JudgedOutputs | None, rows: RowStore, config: RewriteConfig, passed_over: Counter[str]
-) -> Callable[[], Iterator[RowToFill[Request]]]:
+) -> Callable[[], Iterator[Asked[Request]]]:
     """A row for each example to rewrite, in example order. The other examples are counted in `passed_over`."""
     template = TEMPLATES.load(config.template)
 
-    def rows_to_fill() -> Iterator[RowToFill[Request]]:
+    def questions() -> Iterator[Asked[Request]]:
         passed_over.clear()
         for batch in _to_rewrite(path, judged, passed_over):
             for row in batch.to_pylist():
                 messages = rewrite_prompt(template, row["messages"], row["golds"][0])
-                yield RowToFill(row["example_id"], "rewrite", 0, request_for(messages, rows, config))
+                yield Asked((row["example_id"], "rewrite", 0), request_for(messages, rows, config))
 
-    return rows_to_fill
+    return questions
 
 
 def rewrite_prompt(template: PromptTemplate, messages: list[Message], gold: str) -> list[Message]:

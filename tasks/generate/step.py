@@ -7,11 +7,12 @@ from pathlib import Path
 
 from tasks.artifacts.paid_rows import RowStore
 from tasks.artifacts.store import Ref, Store
+from tasks.asking import Asked, QuestionCounts, count_questions
 from tasks.config import EngineConfig, GenerateConfig, ModelConfig
 from tasks.engines import Request
 from tasks.errors import StepError
 from tasks.generate.answers import paid_answers, request_for, write_outputs
-from tasks.generate.filling import QuestionCounts, RowToFill, count_questions, weights_digest
+from tasks.generate.filling import weights_digest
 from tasks.running.process import one_process
 from tasks.running.step import Context, step
 from tasks.tables import schema
@@ -25,8 +26,8 @@ def generate(ctx: Context, *, model: ModelConfig, engine: EngineConfig, config: 
     """Answer every training prompt with the base model. Writes `outputs.parquet`."""
     rows = paid_answers(ctx.store, _TABLE, config, model=model, engine=engine, origin=ctx.ref["fingerprint"])
     path = ctx.path(examples, "examples.parquet")
-    counts = write_outputs(ctx, rows, lambda: _rows_to_fill(path, rows, config), config, model=model, engine=engine)
-    if counts.n_rows == 0:
+    n_rows = write_outputs(ctx, rows, lambda: _questions(path, rows, config), config, model=model, engine=engine)
+    if n_rows == 0:
         raise StepError("generate: there is no training row. Look at the ingest counts: ssr why RUN ingest")
 
 
@@ -35,13 +36,13 @@ def count_answers(
 ) -> QuestionCounts:
     """Count the rows that the step would write and the questions that it would ask. Loads no model."""
     rows = paid_answers(store, _TABLE, config, model=model, engine=engine)
-    return count_questions(_rows_to_fill(examples, rows, config), rows.done())
+    return count_questions(_questions(examples, rows, config), rows.done())
 
 
-def _rows_to_fill(path: Path, rows: RowStore, config: GenerateConfig) -> Iterator[RowToFill[Request]]:
+def _questions(path: Path, rows: RowStore, config: GenerateConfig) -> Iterator[Asked[Request]]:
     """A row for each sample of each training example, in example order."""
     for batch in training_batches(path, ["messages"]):
         for row in batch.to_pylist():
             for i in range(config.n_samples):
                 asked = request_for(row["messages"], rows, config, sample_index=i)
-                yield RowToFill(row["example_id"], "answer", i, asked)
+                yield Asked((row["example_id"], "answer", i), asked)

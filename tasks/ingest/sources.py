@@ -10,7 +10,7 @@ from tasks.config import DataConfig, FieldsConfig, SourceConfig
 from tasks.errors import ConfigError
 from tasks.ingest.example_prompts import prompt_template
 from tasks.ingest.hub import hub_records, revision_digest
-from tasks.readers.files import DataFile, content_digest, find_files
+from tasks.readers.data_files import DataFile, content_digest, find_files
 from tasks.readers.formats import records
 from tasks.readers.registry import Dropped, RawExample, RawRecord, Reader, ReaderInput, Task, reader_of
 

@@ -14,12 +14,12 @@ from typing import NamedTuple
 from tasks.config import AbstentionConfig, AuditConfig, EngineConfig, JudgeConfig, LlmJudgeConfig
 from tasks.engines import Message
 from tasks.errors import DataError
-from tasks.judge.asking import CASES
+from tasks.judge.opinions import CASES
 from tasks.judge.panel_session import ask_panel
 from tasks.judge.rubrics import JudgeCase, Rubrics
 from tasks.judge.rules import ACCEPT, REJECT, UNJUDGED, Candidate, first_rule, undecided
 from tasks.measures.statistics import Estimate, wilson
-from tasks.readers.files import find_files
+from tasks.readers.data_files import find_files
 from tasks.readers.formats import records
 from tasks.readers.registry import TASKS, RawRecord
 from tasks.readers.values import as_bool, as_chat, as_text, as_texts

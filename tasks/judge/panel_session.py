@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tasks.config import EngineConfig, LlmJudgeConfig
 from tasks.errors import StepError
-from tasks.judge.asking import CASES, ask, opinions
 from tasks.judge.audit import JudgedProbe, shortfall
+from tasks.judge.opinions import CASES, ask, opinions
 from tasks.judge.panel import Judge, PanelVerdict, decide, panel
 from tasks.judge.probes import JudgeProbe, draw, make_probes
 from tasks.judge.rubrics import Rubrics

@@ -17,7 +17,7 @@ import pyarrow as pa
 from tasks.artifacts.store import Ref
 from tasks.config import AbstentionConfig, EngineConfig, JudgeConfig, LlmJudgeConfig
 from tasks.errors import StepError
-from tasks.judge.asking import CASES
+from tasks.judge.opinions import CASES
 from tasks.judge.panel import outside
 from tasks.judge.rubrics import JudgeCase, Rubrics
 from tasks.judge.rules import ACCEPT, REJECT, UNJUDGED, Candidate, Verdict, first_rule, undecided

@@ -1,7 +1,7 @@
 """Dataset readers: each turns the rows of one format into raw examples, and is declared once, with `@reader`.
 
 A new reader is one new module in this folder, which is found by itself. `registry.py` says what a declaration holds;
-`files.py` and `formats.py` find and decode data files, and `values.py` checks single values.
+`data_files.py` and `formats.py` find and decode data files, and `values.py` checks single values.
 """
 
 from importlib import import_module

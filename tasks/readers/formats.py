@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.errors import DataError
-from tasks.readers.files import SUFFIXES, DataFile, opened
+from tasks.readers.data_files import SUFFIXES, DataFile, opened
 from tasks.readers.registry import RawRecord
 
 _BATCH_ROWS = 512

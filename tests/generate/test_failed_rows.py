@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import toy
 
+from tasks import asking
 from tasks.artifacts.store import Store, open_store
 from tasks.config import EngineConfig, GenerateConfig, ModelConfig
 from tasks.engines import Continuation, Likelihood, Reply, Request
@@ -62,7 +63,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
     def opened(*_: Any, **__: Any) -> Iterator[Engine]:
         yield found
 
-    monkeypatch.setattr(filling, "open_engine", opened)
+    monkeypatch.setattr(asking, "open_engine", opened)
     monkeypatch.setattr(filling, "model_digest", lambda model: "weights")
     for uses_it in (paid_answers, likelihood.body):
         monkeypatch.setitem(uses_it.__globals__, "space_of", lambda *settings: "space")

@@ -23,7 +23,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[[Says], FakeJudge]:
 
     def install(says: Says) -> FakeJudge:
         judge = FakeJudge(says)
-        monkeypatch.setattr("tasks.judge.asking.open_engine", judge.open)
+        monkeypatch.setattr("tasks.asking.open_engine", judge.open)
         return judge
 
     return install

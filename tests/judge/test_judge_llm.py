@@ -14,7 +14,7 @@ from tasks.artifacts import paid_rows as rows_of_store
 from tasks.config import LlmJudgeConfig
 from tasks.engines import Reply
 from tasks.errors import DataError, StepError
-from tasks.judge.asking import ASK_VERDICT
+from tasks.judge.opinions import ASK_VERDICT
 from tasks.judge.panel import decide
 from tasks.judge.replies import Opinion
 from tasks.judge.rubrics import RUBRICS, JudgeCase, Rubrics

@@ -121,4 +121,4 @@ def test_what_a_declared_reader_does_not_read_is_refused_in_a_recipe(
 def test_every_module_of_readers_is_loaded_by_itself() -> None:
     modules = {path.stem for path in Path(registry.__file__).parent.glob("*.py")}
     declared = {reader_of(name).read.__module__.rpartition(".")[2] for name in reader_names()}
-    assert declared == modules - {"__init__", "files", "formats", "registry", "values"}
+    assert declared == modules - {"__init__", "data_files", "formats", "registry", "values"}

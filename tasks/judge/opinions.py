@@ -11,26 +11,25 @@ Not covered: how a case is made (`tasks.judge.step`, `tasks.judge.probes`), and 
 from __future__ import annotations
 
 import heapq
-import time
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import chain, groupby, islice
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.artifacts.digest import stable_seed
-from tasks.artifacts.paid_rows import LATEST_SQL, DoneKeys, RowStore, row_key
+from tasks.artifacts.paid_rows import LATEST_SQL, RowStore, row_key
+from tasks.asking import Asked, Asking, Row, get_missing
 from tasks.config import LlmJudgeConfig
-from tasks.engines import Engine, Message, Request, Sampling, open_engine
+from tasks.engines import Engine, Message, Request, Sampling
 from tasks.errors import StepError
 from tasks.judge.panel import Judge
 from tasks.judge.replies import CHOICES, Opinion, opinion_of, stored
 from tasks.running.step import Context
-from tasks.tables import schema
 from tasks.tables.duckdb_query import query
 from tasks.tables.spool import rows_of, spooled
 
@@ -38,110 +37,53 @@ CASES = pa.schema([("case_index", pa.int64()), ("prompt", pa.string())])
 ASK_VERDICT = "Verdict: accept or reject?"
 VERDICT_TOKENS = 64  # the longest verdict in free text
 CHUNK_ROWS = 4_096  # how many reasonings are in memory at once
-_QUESTIONS = pa.schema([("case_index", pa.int64()), ("repeat", pa.int32()), ("row_key", pa.string())])
+_GRAIN = pa.schema([("case_index", pa.int64()), ("repeat", pa.int32())])
 _READ = ("text", "accept_logprob", "reject_logprob", "finish_reason", "problem", "retryable")
-_PROGRESS_SECONDS = 0.2  # the shortest time between two progress reports
-
-Row = dict[str, Any]  # Any: values of a stored row
-
-
-class JudgeQuestion(NamedTuple):
-    """One question to one judge about one case. `case_index` counts the cases from 0."""
-
-    case_index: int
-    repeat: int
-    request: Request
 
 
 def ask(ctx: Context, judges: Sequence[Judge], cases: Sequence[Path], config: LlmJudgeConfig) -> None:
     """Get every missing reply of every judge, one judge after another: a GPU holds one of them at a time."""
-    paid = {"rows_generated": 0, "rows_reused": 0, "tokens_generated": 0, "rows_retryable": 0}
+    counts = {"rows_generated": 0, "rows_reused": 0, "tokens_generated": 0, "rows_retryable": 0}
     for number, judge in enumerate(judges):
-        done = judge.rows.done(failures=not ctx.force)
-        n_asked, n_missing = _write_questions(_questions(judge, cases, config), _questions_path(ctx, number), done)
-        n_paid, n_tokens = _pay(ctx, judge, cases, config, done, n_missing) if n_missing else (0, 0)
-        paid["rows_generated"] += n_paid
-        paid["rows_reused"] += n_asked - n_paid
-        paid["tokens_generated"] += n_tokens
-    ctx.counts |= paid
+        questions, replies = partial(_questions, judge, cases, config), partial(_replies, judge, config, ctx.force)
+        asking = Asking(judge.model, judge.engine, judge.rows, questions, replies, label=judge.model.base)
+        paid = get_missing(ctx, asking, _questions_path(ctx, number), _GRAIN)
+        counts["rows_generated"] += paid.n_generated
+        counts["rows_reused"] += paid.n_rows - paid.n_generated
+        counts["tokens_generated"] += paid.n_tokens
+    ctx.counts |= counts
 
 
 def _questions_path(ctx: Context, number: int) -> Path:
     return ctx.work / f"questions-{number}.parquet"
 
 
-def _questions(judge: Judge, cases: Sequence[Path], config: LlmJudgeConfig) -> Iterator[JudgeQuestion]:
+def _questions(judge: Judge, cases: Sequence[Path], config: LlmJudgeConfig) -> Iterator[Asked[Request]]:
     """Every question to a judge, in the order of the cases."""
     for case in chain.from_iterable(spooled(path) for path in cases):
         messages: list[Message] = [{"role": "user", "content": case["prompt"]}]
         for repeat in range(config.repeats):
             key = row_key(judge.space, messages, repeat)
-            yield JudgeQuestion(case["case_index"], repeat, Request(key, messages, stable_seed(config.seed, key)))
-
-
-def _write_questions(questions: Iterator[JudgeQuestion], path: Path, done: DoneKeys) -> tuple[int, int]:
-    """Write the row key of each question.
-
-    Returns:
-        How many questions there are, and how many distinct ones have no reply yet.
-    """
-    missing: set[str] = set()
-    n_asked = 0
-    with pq.ParquetWriter(path, _QUESTIONS) as writer:
-        while batch := list(islice(questions, schema.BATCH_ROWS)):
-            n_asked += len(batch)
-            keys = [one.request.key for one in batch]
-            missing.update(key for key in keys if key not in done.here and key not in done.elsewhere)
-            columns = [[one.case_index for one in batch], [one.repeat for one in batch], keys]
-            writer.write_table(pa.table(columns, schema=_QUESTIONS))
-    return n_asked, len(missing)
-
-
-def _pay(
-    ctx: Context, judge: Judge, cases: Sequence[Path], config: LlmJudgeConfig, done: DoneKeys, n_missing: int
-) -> tuple[int, int]:
-    """Ask the questions without a reply; returns the number of replies and of their tokens."""
-    n_paid, n_tokens, reported = 0, 0, 0.0
-    with open_engine(judge.model, judge.engine, work=ctx.work) as engine:
-        fresh = _distinct(_questions(judge, cases, config), done.elsewhere)
-        for row in _replies(engine, judge, fresh, done.here, config, failures=not ctx.force):
-            judge.rows.append([row])
-            n_paid += 1
-            n_tokens += row["n_output_tokens"] or 0
-            if (now := time.monotonic()) - reported > _PROGRESS_SECONDS or n_paid == n_missing:
-                reported = now
-                ctx.progress(n_paid, n_missing, judge.model.base)
-    judge.rows.flush()
-    return n_paid, n_tokens
-
-
-def _distinct(questions: Iterator[JudgeQuestion], done: Container[str]) -> Iterator[Request]:
-    """Each distinct request once, without those whose key is in `done`."""
-    seen: set[str] = set()
-    for _, _, request in questions:
-        if request.key not in seen and request.key not in done:
-            seen.add(request.key)
-            yield request
+            yield Asked((case["case_index"], repeat), Request(key, messages, stable_seed(config.seed, key)))
 
 
 # --- replies ---
 
 
 def _replies(
-    engine: Engine, judge: Judge, requests: Iterator[Request], done: Container[str], config: LlmJudgeConfig, *,
-    failures: bool,
+    judge: Judge, config: LlmJudgeConfig, force: bool, engine: Engine, requests: Iterator[Request], done: Container[str]
 ) -> Iterator[Row]:  # fmt: skip
     """A row for the store per request that is not done, in the order in which the replies arrive.
 
     Args:
-        failures: Whether a reasoning that failed for good counts as done.
+        force: Whether a reasoning that failed for good is asked for again.
     """
     if not config.reasoning:
         yield from map(stored, engine.generate(requests, _verdict_sampling(config), done=done))
         return
     while chunk := list(islice(requests, CHUNK_ROWS)):
         if any(request.key not in done for request in chunk):
-            reasonings = _reason(engine, judge.reasonings, chunk, config, failures=failures)
+            reasonings = _reason(engine, judge.reasonings, chunk, config, failures=not force)
             yield from _reasoned(engine, chunk, reasonings, done, config)
 
 

@@ -79,7 +79,7 @@ def count_rewrites(
 def _questions(
     path: Path, judged: JudgedOutputs | None, rows: RowStore, config: RewriteConfig, passed_over: Counter[str]
 ) -> Callable[[], Iterator[Asked[Request]]]:
-    """A row for each example to rewrite, in example order. The other examples are counted in `passed_over`."""
+    """A question for each example to rewrite, in example order. The other examples are counted in `passed_over`."""
     template = TEMPLATES.load(config.template)
 
     def questions() -> Iterator[Asked[Request]]:

@@ -40,7 +40,7 @@ def count_answers(
 
 
 def _questions(path: Path, rows: RowStore, config: GenerateConfig) -> Iterator[Asked[Request]]:
-    """A row for each sample of each training example, in example order."""
+    """A question for each sample of each training example, in example order."""
     for batch in training_batches(path, ["messages"]):
         for row in batch.to_pylist():
             for i in range(config.n_samples):

@@ -10,7 +10,7 @@
 
 Nothing is removed that a worker has claimed, and no copy of an adapter (`flows.promotion.copies`) on its first day.
 Unfinished work is removed under its claim, so a step that starts meanwhile waits. Generated rows, also those that are
-not uploaded yet, and benchmark items (`tasks.evaluate.kept`) are never removed, because they were paid for.
+not uploaded yet, and benchmark items (`tasks.evaluate.benchmark_items`) are never removed, because they were paid for.
 Not covered: cache folders of other machines, Prefect's records, uploads that a killed worker left unfinished on S3.
 """
 

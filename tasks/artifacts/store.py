@@ -3,7 +3,7 @@
     <store>/steps/<step>/<fingerprint>/manifest.json    written last: without it, the artifact does not exist
     <store>/steps/promoted/<digest>/                    copies of promoted adapters, see `flows.promotion.copies`
     <store>/rows/...                                    see `tasks.artifacts.paid_rows`
-    <store>/items/...                                   see `tasks.evaluate.kept`
+    <store>/items/...                                   see `tasks.evaluate.benchmark_items`
     <store>/work/<step>/<fingerprint>/                  checkpoints of an unfinished step: `tasks.artifacts.unfinished`
     <store>/claims/<step>/<fingerprint>...              who is making it right now, see `tasks.artifacts.claims`
     <store>/runs/<run_id>.json                          which artifacts a run used

@@ -1,4 +1,4 @@
-"""What is measured, which adapter is promoted for it, and what the report shows."""
+"""What base and arms are measured on, when an adapter is promoted, and what the report shows."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from tasks.config.section import RUNTIME, Section
 
 
 class EvaluateConfig(Section):
-    """What base and arms are measured on, under identical settings."""
+    """What the base and all arms are measured on, under identical settings."""
 
     benchmarks: tuple[str, ...] = Field(
         default=("mmlu", "truthfulqa_mc2", "gsm8k", "hellaswag"),
         description="lm-evaluation-harness tasks, `lab`, or YAML files of your own",
     )
     limit: int | None = Field(default=None, gt=0, description="Items a task; a group such as mmlu has many; null: all")
-    num_fewshot: int | None = Field(default=None, ge=0, description="Shots; null: each task's default")
+    num_fewshot: int | None = Field(default=None, ge=0, description="Few-shot examples; null: each task's default")
     chat_template: bool = Field(default=True, description="Put benchmark prompts through the chat template")
     max_new_tokens: int = Field(default=256, gt=0, description="Longest answer to a task question")
     max_task_rows: int | None = Field(default=None, gt=0, description="Rows of each task test split; null: all")
@@ -29,7 +29,7 @@ class EvaluateConfig(Section):
     seed: int = Field(default=1234, description="Seed of few-shot draws")
     max_failed_share: float = Field(
         default=0.05, ge=0, le=1,
-        description="The step fails when more rows than this of a task, or of the drift, have no answer",
+        description="Share of a task's rows, or of the drift's, that may stay without an answer; above it the step fails",
         json_schema_extra=RUNTIME,
     )  # fmt: skip
 
@@ -38,7 +38,7 @@ class ReportConfig(Section):
     """What the report shows."""
 
     title: str = Field(default="Selective Self-Rehearsal", description="Heading")
-    n_examples: int = Field(default=4, ge=0, description="Examples of each kind")
+    n_examples: int = Field(default=4, ge=0, description="Examples of each kind of output and verdict")
     confidence: float = Field(default=0.95, gt=0.5, lt=1, description="Level of the intervals")
     margin: float = Field(
         default=0.01, gt=0, lt=1, description="Mean loss on benchmarks up to which an arm is non-inferior"

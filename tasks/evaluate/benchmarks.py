@@ -1,4 +1,4 @@
-"""General benchmarks through lm-evaluation-harness: its tasks, its metrics, one row per item and metric."""
+"""General benchmarks, run by lm-evaluation-harness with its tasks and metrics; one row per item and metric."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 LAB_FOLDER = Path(__file__).parents[1] / "lab" / "benchmarks"
 LAB_BENCHMARKS = ("lab_facts", "lab_sums", "lab_stories", "lab_misconceptions")
-# Not looked up before a run, because the harness takes ten seconds to index its tasks.
+# These are not looked up before a run, because the harness takes ten seconds to index its tasks.
 USUAL_BENCHMARKS = frozenset(
     "mmlu truthfulqa_mc1 truthfulqa_mc2 truthfulqa_gen gsm8k gsm8k_cot hellaswag ifeval arc_easy arc_challenge piqa "
     "winogrande boolq openbookqa commonsense_qa social_iqa mmlu_pro bbh drop triviaqa nq_open humaneval mbpp".split()
@@ -33,13 +33,13 @@ _SKIPPED_METRICS = {"bypass"}
 
 
 def names(config: EvaluateConfig) -> tuple[str, ...]:
-    """The benchmarks to run; `lab` stands for the lab's four."""
+    """The benchmarks to run; `lab` in the recipe stands for the four benchmarks of the lab."""
     found = [name for given in config.benchmarks for name in (LAB_BENCHMARKS if given == "lab" else (given,))]
     return tuple(dict.fromkeys(found))
 
 
 def content_digests(config: EvaluateConfig) -> dict[str, str]:
-    """What decides the items: the harness's version, the lab's task files, YAML files of the user's.
+    """The digests of everything that decides the items: the harness's version, the lab's files, the user's YAML files.
 
     Raises:
         DataError: A YAML file is not there.
@@ -77,10 +77,10 @@ def _is_file(name: str) -> bool:
 
 
 def items(engine: Engine, name: str, config: EvaluateConfig, abstentions: Sequence[str]) -> Iterator[dict[str, object]]:
-    """Measure one benchmark with a model that is already loaded; rows of the items table.
+    """Measure one benchmark with the model of an engine; rows of the items table.
 
     Raises:
-        DataError: There is no such task, or its dataset cannot be had.
+        DataError: There is no such task, or its dataset cannot be loaded.
     """
     results = _evaluate(engine, name, config)
     for task, samples in sorted(results["samples"].items()):
@@ -110,7 +110,8 @@ def _evaluate(engine: Engine, name: str, config: EvaluateConfig) -> dict[str, An
         )
     except (OSError, ConnectionError) as error:
         raise DataError(
-            f"benchmark {name}: its dataset cannot be had: {error}. Go online once, or name other evaluate.benchmarks."
+            f"benchmark {name}: its dataset cannot be loaded: {error}. Run once with network access, so that it is "
+            "downloaded, or name other evaluate.benchmarks."
         ) from error
     assert results is not None  # None only on other ranks of a distributed run
     return results
@@ -143,7 +144,9 @@ def _require(task: str, manager: TaskManager, *, given: str) -> None:
     if task in manager.all_tasks:
         return
     if given != task:
-        raise DataError(f"evaluate.benchmarks: {given}: defines no task {task!r}. Name the file as the task in it.")
+        raise DataError(
+            f"evaluate.benchmarks: {given}: defines no task {task!r}. Name the file as the task in it is named."
+        )
     near = difflib.get_close_matches(task, manager.all_tasks, 1)
     meant = f"Did you mean {near[0]!r}?" if near else "List them: lm-eval ls tasks"
     raise DataError(f"evaluate.benchmarks: {task!r}: lm-evaluation-harness has no such task. {meant}")
@@ -163,7 +166,7 @@ def task_rows(
     """Rows of the items table from the samples of one task: the harness logs one for each document and filter.
 
     Args:
-        name: The benchmark; one of several tasks may be all of it.
+        name: The benchmark; `task` is one of its tasks, or the benchmark itself.
         higher_is_better: What the harness states of each metric; None or missing where it states nothing.
     """
     seen: Counter[tuple[str, str, str]] = Counter()

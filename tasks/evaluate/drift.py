@@ -1,15 +1,15 @@
 """Drift: how far an adapter has moved from its base on the task's prompts. It predicts forgetting without old data.
 
-The forward KL divergence from base to adapter on the prompts of the new task (RL's Razor, arXiv 2509.04259), by Monte
-Carlo: the base draws an answer to each prompt at temperature 1, and both models are asked how probable it is. A row's
-`nll - base_nll`, times its tokens, is one draw of the divergence of whole answers.
+Drift is the forward KL divergence from base to adapter on the prompts of the new task (RL's Razor, arXiv 2509.04259),
+estimated by Monte Carlo: the base draws an answer to each prompt at temperature 1, and each model says how probable it
+finds the answer. A row's `nll - base_nll`, times its tokens, is one draw of the divergence of whole answers.
 
-In-domain test prompts alone: the paper measures on the task that was trained, and what happens elsewhere is what drift
-is to predict.
+Only in-domain test prompts are used: the paper measures drift on the task that was trained, and what drift predicts is
+the loss elsewhere.
 
-Not covered: answers that are longer than `max_new_tokens`, or empty. They have no score, so what is estimated is the
-divergence on the answers that ended. White space around an answer, which engines strip, counts for neither model; what
-a chat template writes behind an answer's end (a line break) counts for both.
+Not covered: answers that are longer than `max_new_tokens`, or empty. They have no score, so the estimate is of the
+divergence on answers that ended. White space around an answer counts for neither model, because engines strip it. What
+a chat template writes after the end of an answer (a line break) counts for both.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def prompts(examples: Path, config: EvaluateConfig) -> list[Row]:
 
 
 def draw(engine: Engine, prompts: Sequence[Row], config: EvaluateConfig) -> Iterator[Row]:
-    """An answer of the base to each prompt, and how probable it finds it; rows of the drawn table."""
+    """Let the base answer each prompt and say how probable it finds its answer; rows of the drawn table."""
     requests = [
         Request(row["example_id"], row["messages"], stable_seed(config.seed, row["example_id"])) for row in prompts
     ]
@@ -57,19 +57,19 @@ def draw(engine: Engine, prompts: Sequence[Row], config: EvaluateConfig) -> Iter
 
 
 def compare(engine: Engine, prompts: Sequence[Row], drawn: Path) -> Iterator[Row]:
-    """How probable an adapter finds what its base drew; rows of the drift table."""
+    """Ask an adapter how probable it finds the answers that its base drew; rows of the drift table."""
     rows = schema.read_table(drawn, schema.DRAWN).to_pylist()
     found = _likelihoods(engine, prompts, {row["example_id"]: row["text"] for row in rows if not row["problem"]})
     for row in rows:
-        kept: Row = {name: row[name] for name in ("example_id", "cluster", "n_tokens", "base_nll", "problem")}
+        compared: Row = {name: row[name] for name in ("example_id", "cluster", "n_tokens", "base_nll", "problem")}
         if not row["problem"]:
             own = found[row["example_id"]]
-            kept |= {"nll": own.nll, "problem": own.problem}
-        yield {"nll": None} | kept
+            compared |= {"nll": own.nll, "problem": own.problem}
+        yield {"nll": None} | compared
 
 
 def _unusable(reply: Reply) -> str | None:
-    """Why there is nothing to measure, if so."""
+    """Why this answer cannot be measured; None where it can."""
     if reply.text is None:
         return reply.problem
     if reply.finish_reason == "length":
@@ -80,7 +80,7 @@ def _unusable(reply: Reply) -> str | None:
 
 
 def _likelihoods(engine: Engine, prompts: Sequence[Row], texts: dict[str, str]) -> dict[str, Likelihood]:
-    """By example id; half precision that overflowed is a problem, no number."""
+    """Likelihoods by example id. One that is not finite, because half precision overflowed, becomes a problem."""
     asked = [
         Continuation(row["example_id"], row["messages"], texts[row["example_id"]])
         for row in prompts

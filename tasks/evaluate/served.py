@@ -1,13 +1,13 @@
 """lm-evaluation-harness's client of a vLLM server, with cheaper log-probabilities and the same scores.
 
-The harness asks for a prompt's log-probabilities by `echo`, once for each choice of an item: the whole prompt is
-computed each time, prefix caching cannot be used, and each token comes back twice with its text.
+The harness asks for a prompt's log-probabilities with `echo`, once for each choice of an item. So the server computes
+the whole prompt each time, cannot use its prefix cache, and sends each token back twice with its text. Here instead:
 
-- Choices of one token (MMLU's letters) are read where they would be sampled: one request an item, whatever the number
-  of choices, and a shared few-shot prompt comes from the cache.
-- Longer ones still need the log-probabilities of the prompt, but only those of its own tokens.
+- A choice of one token (MMLU's letters) is scored as the next token after the prompt: one request an item, whatever the
+  number of choices, and a shared few-shot prompt comes from the prefix cache.
+- A longer choice still needs the log-probabilities of the prompt, but only those of the prompt's own tokens.
 
-Not covered: generation, which is the harness's own, and the harness's request cache, which the project never uses.
+Not covered: generation, which the harness's own client does, and the harness's request cache, which is never used.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def served_model(to: Connection) -> LocalCompletionsAPI:
             try:
                 return await super().get_batched_requests(*args, **kwargs)
             except (aiohttp.ClientError, OSError, LookupError, TypeError, ValueError) as error:
-                # Its own errors would be taken for those of a dataset that cannot be had.
+                # The caller takes an OSError or a ConnectionError for a dataset that cannot be loaded.
                 raise StepError(
                     f"{self.base_url} does not measure model {self.model}: {type(error).__name__}: {error}. "
                     f"{to.explain_death() or ''}\nFinished benchmarks are kept; the same command goes on from there."
@@ -92,7 +92,7 @@ def served_model(to: Connection) -> LocalCompletionsAPI:
     return ServedModel(
         base_url=f"{to.urls[0]}/completions", model=to.model, tokenizer=str(to.tokenizer_folder),
         tokenizer_backend="huggingface", tokenized_requests=True, batch_size=GROUP_ROWS,
-        # Two at least: with one the harness has a second, blocking way to send.
+        # At least two: with one, the harness sends in another way, which blocks.
         num_concurrent=max(2, min(to.concurrency, MAX_IN_FLIGHT) // GROUP_ROWS),
         max_length=to.context, timeout=int(to.timeout_seconds),
     )  # fmt: skip
@@ -105,26 +105,26 @@ def _context(asked: Asked, max_length: int) -> Context:
 
 
 def _choices_by_context(requests: Sequence[Asked], max_length: int) -> dict[Context, list[int]]:
-    """The continuations of one token that stand behind each context, where they are few enough for one request."""
+    """The one-token continuations of each context, where they are few enough for one request."""
     found: dict[Context, list[int]] = {}
     for asked in requests:
         if len(asked[2]) == 1:
             tokens = found.setdefault(_context(asked, max_length), [])
             if asked[2][0] not in tokens:
                 tokens.append(asked[2][0])
-    # Neighbours in one request, and in the cache, where their prompts begin alike.
+    # Sorted, so that prompts that begin alike are neighbours in a request and in the prefix cache.
     return {context: tokens for context, tokens in sorted(found.items()) if len(tokens) <= MAX_CHOICES}
 
 
 def _read(asked: Asked, found: Mapping[Context, Mapping[int, Scored]], max_length: int) -> Scored | None:
-    """The score of a continuation of one token that was asked for so; None: it is for the harness's own way."""
+    """The score of a one-token continuation; None where it was not asked for here and the harness must score it."""
     if len(asked[2]) != 1:
         return None
     return found.get(_context(asked, max_length), {}).get(asked[2][0])
 
 
 def _first_token(answer: Json) -> dict[int, Scored]:
-    """Each token whose log-probability was asked for; greedy is the one that was sampled, at temperature 0."""
+    """The score of each token that was asked for. The greedy one is the token sampled at temperature 0."""
     logprobs = answer["logprobs"]
     (said,), (top,) = logprobs["tokens"], logprobs["top_logprobs"]
     return {int(name.removeprefix("token_id:")): (logprob, name == said) for name, logprob in top.items()}

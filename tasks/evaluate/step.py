@@ -1,8 +1,9 @@
-"""The evaluate step: base or adapter, under identical settings, a score for every item, and the adapter's drift.
+"""The evaluate step: a score for every item of the base or of an adapter, under identical settings, and its drift.
 
-Finished parts (one source of the task, one benchmark, the drift) are kept in the work folder and on the store, so that
-a killed evaluation goes on with the next part, on any machine; benchmarks also for later runs (`tasks.evaluate.kept`).
-lm-evaluation-harness's own request cache is not used: it is not keyed by model.
+A part is one source of the task, one benchmark, or the drift. A finished part is kept in the work folder and on the
+store, so that a killed evaluation goes on with the next part on any machine. The items of benchmarks are kept for later
+runs, too: see `tasks.evaluate.benchmark_items`. The request cache of lm-evaluation-harness is not used, because its key
+does not contain the model.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from tasks.artifacts.store import Ref
 from tasks.config import AbstentionConfig, EngineConfig, EvaluateConfig, ModelConfig
 from tasks.engines import Continuation, Engine, Likelihood, Reply, Request, Sampling, open_engine
 from tasks.errors import StepError
-from tasks.evaluate import benchmarks, drift, kept
+from tasks.evaluate import benchmark_items, benchmarks, drift
 from tasks.measures import metrics
 from tasks.measures.answers import abstains
 from tasks.models import best_device, model_digest
@@ -69,7 +70,7 @@ def evaluate(
     ctx.counts["rows_retryable"] = 0
     with ExitStack() as stack:
         folder = ctx.path(adapter, "adapter") if adapter else None
-        # At first use: a resumed evaluation may have nothing left to ask the model.
+        # The model is loaded at its first use: a resumed evaluation may have nothing left to ask it.
         load = functools.cache(lambda: stack.enter_context(open_engine(model, engine, work=ctx.work, adapter=folder)))
         for source in sources:
             rows = lambda asked, source=source: _task_items(asked, path, source, config, abstention)  # noqa: E731
@@ -77,7 +78,7 @@ def evaluate(
             ctx.progress(len(parts), planned, f"task:{source}")
         for name in benchmarks.names(config):
             rows = lambda _, name=name: benchmarks.items(load(), name, config, abstention.phrases)  # noqa: E731
-            key = kept.key_of(
+            key = benchmark_items.key_of(
                 ctx.store, name, adapter, model=model, engine=engine, config=config, abstention=abstention
             )
             parts.append(_keep(ctx, f"benchmark-{Path(name).stem}.parquet", rows, load, config, key=key))
@@ -105,20 +106,20 @@ def _keep(
     ctx: Context, name: str, rows: Callable[[_Counted], Iterator[ItemRow]], load: Callable[[], Engine],
     config: EvaluateConfig, *, table: pa.Schema = schema.ITEMS, key: str = "",
 ) -> Path:  # fmt: skip
-    """Write a part unless an earlier try, here or elsewhere, already did; it appears whole or not at all.
+    """Write a part unless an earlier try on any machine has written it. A part appears whole or not at all.
 
-    A part with rows that may succeed on another try is good for this try alone.
+    A part with rows that may succeed on another try is used by this try, but not kept for the next one.
 
     Args:
-        key: Of a part that may have been measured by another run; "": it belongs to this run's data.
+        key: The key of a benchmark's items, which another run may have measured; "" for a part of this run's data.
 
     Raises:
-        StepError: More than `max_failed_share` of what it asks of the engine it was given failed.
+        StepError: More than `max_failed_share` of the part's requests to the engine failed.
     """
     path = ctx.work / name
     if path.exists() or unfinished.pull(ctx.store, ctx.ref, name):
         return path
-    if key and not ctx.force and kept.get(ctx.store, key, path):
+    if key and not ctx.force and benchmark_items.get(ctx.store, key, path):
         ctx.facts.setdefault("measured_before", []).append(name)
         return path
     temporary = path.with_suffix(".part")
@@ -131,17 +132,17 @@ def _keep(
     put_in_place(temporary, path)
     unfinished.push(ctx.store, ctx.ref, name)
     if key:
-        kept.put(ctx.store, key, path)
+        benchmark_items.put(ctx.store, key, path)
     return path
 
 
 @dataclass
 class _Counted:
-    """An engine for one part: counts what fails, and ends the step where that is too much.
+    """The engine of one part. It counts the requests that fail, and ends the step where too many do.
 
     Attributes:
-        part: For the message.
-        n_retryable: Failed, but may succeed on another try.
+        part: The part's name in the message.
+        n_retryable: Failed requests that may succeed on another try.
     """
 
     engine: Engine
@@ -152,9 +153,11 @@ class _Counted:
     def generate(
         self, requests: Iterable[Request], sampling: Sampling, *, done: Container[str] = ()
     ) -> Iterator[Reply]:
+        """As `Engine.generate`."""
         return self._counted(self.engine.generate(requests, sampling, done=done))
 
     def likelihoods(self, continuations: Iterable[Continuation], *, done: Container[str] = ()) -> Iterator[Likelihood]:
+        """As `Engine.likelihoods`."""
         return self._counted(self.engine.likelihoods(continuations, done=done))
 
     def _counted(self, replies: Iterator[Answer]) -> Iterator[Answer]:
@@ -168,8 +171,9 @@ class _Counted:
         n_failed = problems.total()
         if n_failed > self.max_failed_share * n_rows:
             raise StepError(
-                f"evaluate: {n_failed} of {n_rows} rows of {self.part} have no answer ({dict(problems)}). Other parts "
-                "are kept; the same command tries this one again (evaluate.max_failed_share allows more)."
+                f"evaluate: {n_failed} of {n_rows} rows of {self.part} have no answer ({dict(problems)}). Run the same "
+                "command again to try this part again; finished parts are kept. evaluate.max_failed_share is the share "
+                "of rows that may fail."
             )
 
 
@@ -199,7 +203,7 @@ def _task_items(
 def _write_drift(
     ctx: Context, load: Callable[[], Engine], path: Path, config: EvaluateConfig, base: Ref | None
 ) -> None:
-    """What the base draws, or how far the adapter has moved from it: a row a prompt, with a score or a reason."""
+    """Write the base's drawn answers, or the adapter's drift from them: a row a prompt, with a score or a reason."""
     prompts = drift.prompts(path, config)
     if base is None:
         drawing = lambda asked: drift.draw(asked, prompts, config)  # noqa: E731

@@ -1,6 +1,6 @@
 """Reading answers: normalising, abstentions, token recall, final numbers, choice letters.
 
-One definition for the judge and for the metrics, so that what is accepted for training and what is scored agree.
+The judge and the metrics use the same definitions, so that acceptance for training and scores agree.
 """
 
 from __future__ import annotations
@@ -84,9 +84,10 @@ def _plain(text: str) -> str:
 
 
 def denies(output: str, gold: str) -> bool:
-    """Whether an output that holds the gold's words may say the opposite: beside them it has a word that negates.
+    """Whether an output that holds the gold's words may say the opposite, because its other words include a negation.
 
-    A gold of such words alone ("no", "never") counts as denied: it also stands in "no doubt: yes". English only.
+    A gold of negations alone ("no", "never") always counts as denied, because "no doubt: yes" holds it, too. English
+    only.
     """
     words = Counter(normalised_words(_plain(gold)))
     beside = Counter(normalised_words(_plain(output))) - words
@@ -97,7 +98,7 @@ def final_number(text: str) -> Fraction | None:
     """The number an answer ends on: the first after the last `####` if there is one, else the last in the text.
 
     Thousands commas, a dollar sign, decimals (.5), fractions (1/2, 1 1/2, 1½) and powers of ten (1.5e3, 1.5 × 10^3)
-    are read. None without a number, or where what stands there is not surely one: 3/0, 1.000.000, 1,5.
+    are read. None where there is no number, or none that can be read in one way only: 3/0, 1.000.000, 1,5.
     """
     _, marker, tail = text.rpartition("####")
     plain = _DIGIT_BEFORE_FRACTION.sub(" ", tail if marker else text).translate(_AS_ASCII)
@@ -137,7 +138,7 @@ def _plain_value(digits: str) -> Fraction | None:
 def choice_letter(text: str) -> str | None:
     """The last free-standing capital letter, e.g. B in "The answer is (B)."; None without one.
 
-    "A" and "I" are words of a sentence, too: "I" counts only where nothing else does, "A" only before "I".
+    "A" and "I" are also words: "I" counts only where there is no other letter, "A" only beside "I".
     """
     letters: list[str] = _LETTER.findall(text)
     marked = [letter for letter in letters if letter not in "AI"] or [x for x in letters if x != "I"] or letters

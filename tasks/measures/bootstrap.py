@@ -31,6 +31,7 @@ class Method:
 
 
 def is_binary(values: Floats) -> bool:
+    """Whether every score is 0 or 1."""
     return bool(np.isin(values, (0.0, 1.0)).all())
 
 
@@ -47,7 +48,7 @@ def cluster_numbers(clusters: Clusters | None, kept: NDArray[np.bool_]) -> Ints:
 def clustered_error(values: Floats, groups: Ints, mean: float) -> float | None:
     """Standard error of a mean over clusters; with one item a cluster, the usual SD / sqrt(n).
 
-    None where it cannot be told: of one cluster, and of several that all have the same mean, unless that is 0.
+    None where it cannot be estimated: for one cluster, and for several that all have the same mean other than 0.
     """
     n_clusters = int(groups.max()) + 1
     if n_clusters < 2:
@@ -72,12 +73,16 @@ def bootstrap_means(values: Floats, groups: Ints, method: Method) -> Floats:
 
 
 def percentiles(draws: Floats, method: Method) -> tuple[float, float]:
+    """The two-sided interval of the drawn means at the level `method.confidence`."""
     tail = (1 - method.confidence) / 2
     low, high = np.quantile(draws, (tail, 1 - tail))
     return float(low), float(high)
 
 
 def bootstrap_p_value(draws: Floats, delta: float) -> float:
-    """Share of draws, moved to a true change of 0, at least as far out as the change seen; never exactly 0."""
+    """The two-sided p-value: the share of draws, shifted to a true change of 0, that lie at least `delta` away from it.
+
+    It is never exactly 0.
+    """
     as_far = int((np.abs(draws - delta) >= abs(delta) - 1e-12).sum())
     return (1 + as_far) / (1 + len(draws))

@@ -28,13 +28,13 @@ from tasks.measures.bootstrap import (
 
 @dataclass(frozen=True)
 class Bound:
-    """How large a loss from one model to another may be, given their scores on the same items.
+    """The largest loss from one model to another that their scores on the same items leave possible.
 
     Attributes:
         before: Mean of the first model over the pairs; `after` that of the second. None where no pair was scored.
         low: The true change lies above this, at the one-sided level asked for; None where nothing can be said.
-        at_best: What `low` would be had no item changed: no margin smaller than that could ever be met.
-        needed: Independent items that it takes, without any change, to meet the margin.
+        at_best: What `low` would be if no item had changed: a smaller margin cannot be met with this many items.
+        needed: The number of independent items with which the margin is met if none of them changes.
         n_missing: Items left out because either score is missing.
     """
 

@@ -1,6 +1,6 @@
-"""Scores of several models side by side: which metric stands for a benchmark, and every item's score a model a column.
+"""The scores of several models side by side: the primary metric of each benchmark, and a table of items by model.
 
-Read by all that compares models: the report, and the decision whether an adapter is promoted.
+The report and the decision whether an adapter is promoted both read scores through this module.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tasks.tables.schema import ITEMS, SCORES, check_schema, read_table
 
 @dataclass(frozen=True)
 class Key:
-    """What a score is of.
+    """The benchmark and the metric of a score.
 
     Attributes:
         higher_is_better: None where neither the benchmark states it nor the metric is declared here.

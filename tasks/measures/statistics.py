@@ -1,8 +1,8 @@
-"""Paired statistics over item scores: intervals, tests, and what a test of this size could have seen.
+"""Paired statistics over item scores: intervals, tests, and the smallest change that a test could have found.
 
-Two models answer the same items, so everything compares item by item: an unpaired test on paired items misses most
-of what there is to see. Scores are arrays with NaN for "not scored"; such items are left out in pairs and counted,
-never taken for 0. Plain numbers in and out: nothing here knows tables, arms or benchmarks.
+Two models answer the same items, so they are compared item by item: an unpaired test on paired items would miss most
+changes. Scores are arrays with NaN for "not scored". An item that either model has no score of is left out and counted,
+never taken for 0. These functions take and give plain numbers and know no tables, arms or benchmarks.
 
     change = compare(base, arm, clusters=None, method=Method(confidence=0.95, n_bootstrap=2000, seed=0))
     change.delta, change.low, change.high, change.p_value
@@ -58,8 +58,8 @@ class Estimate:
 class Comparison:
     """What changed from one model to another on the same items. Every number is None where no pair was scored.
 
-    `low`, `high`, `standard_error`, `p_value` and `detectable` are None, too, where the items do not tell how far
-    chance reaches: they are one cluster, or all clusters changed by the same.
+    `low`, `high`, `standard_error`, `p_value` and `detectable` are also None where the items do not show how much
+    varies by chance: all items are one cluster, or all clusters changed by the same.
 
     Attributes:
         before: Mean of the first model over the pairs; `after` that of the second.
@@ -182,13 +182,13 @@ def compare(before: Floats, after: Floats, *, clusters: Clusters | None, method:
 
 
 def mcnemar(n_gained: int, n_lost: int) -> float:
-    """McNemar's exact test: are the items that changed as often gained as lost? 1 where none changed."""
+    """The p-value of McNemar's exact test that a changed item is as often gained as lost; 1 where none changed."""
     changed = n_gained + n_lost
     return float(stats.binomtest(n_gained, changed, 0.5).pvalue) if changed else 1.0
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """p-values adjusted for having asked several questions at once (Holm 1979), by name."""
+    """p-values, by name, adjusted for the number of tests (Holm 1979)."""
     adjusted: dict[str, float] = {}
     running = 0.0
     for rank, name in enumerate(sorted(p_values, key=lambda name: (p_values[name], name))):
@@ -202,7 +202,7 @@ def detectable(standard_error: float, method: Method) -> float | None:
 
     Bloom 1995, "Minimum detectable effects"; for evaluations of language models Miller 2024 (arXiv 2411.00640), section
     5. The standard error is that of the paired differences that were observed, so fewer changed items or more
-    agreement between the models let a smaller drop be seen.
+    agreement between the models let the test find a smaller drop.
     """
     if standard_error == 0:
         return None

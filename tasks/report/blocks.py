@@ -1,4 +1,4 @@
-"""What a page is made of: sections of tables, charts, examples and listings, without any markup."""
+"""What a page is made of: sections of paragraphs, tables, charts, examples and listings, without any markup."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The report's charts as inline SVG: text stays text, colours follow the page's light or dark scheme.
+"""The report's charts as inline SVG. Text stays text, and colours follow the light or dark scheme of the page.
 
-Drawn 370 points wide, so that text is still readable on a phone. The same numbers give the same bytes.
+A chart is 370 points wide, so that its text is readable on a phone. The same numbers give the same bytes.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from matplotlib.ticker import MaxNLocator
 from tasks.measures.statistics import Average
 from tasks.policies import POLICIES
 from tasks.report.findings import Curve
-from tasks.report.judged import Mix
 from tasks.report.measured import Arm
+from tasks.report.verdicts_and_targets import Mix
 
 WIDTH = 5.1  # inches of 72 points
 _TEXT, _GRID = "#010203", "#040506"  # stand for colours of the page, see `_svg`
@@ -92,7 +92,7 @@ def front(arms: Sequence[Arm]) -> str | None:
             axes.plot(kept_points, gained_points, color=POLICIES[line[0].policy].colour, linewidth=1, alpha=0.6)
         for arm, kept, gained in placed:
             at = 100 * kept.delta, 100 * gained.delta
-            _point(axes, arms, arm, at, xerr=_arms_of(kept), yerr=_arms_of(gained))
+            _point(axes, arms, arm, at, xerr=_error_bar(kept), yerr=_error_bar(gained))
         axes.axvline(0, color=_TEXT, linewidth=0.8, linestyle=":")
         axes.set_xlabel("retention: mean change on general benchmarks, points")
         axes.set_ylabel("task gain, points")
@@ -119,7 +119,7 @@ def drift(arms: Sequence[Arm]) -> str | None:
         for arm, estimate, general in placed:
             value, _ = at[arm.name]
             low, high = (value if end is None else end for end in (estimate.low, estimate.high))
-            _point(axes, arms, arm, at[arm.name], xerr=[[value - low], [high - value]], yerr=_arms_of(general))
+            _point(axes, arms, arm, at[arm.name], xerr=[[value - low], [high - value]], yerr=_error_bar(general))
         axes.axhline(0, color=_TEXT, linewidth=0.8, linestyle=":")
         axes.set_xlabel("drift on task prompts, nats a token")
         axes.set_ylabel("mean general change, points")
@@ -190,7 +190,7 @@ def _point(
     axes: Axes, arms: Sequence[Arm], arm: Arm, at: tuple[float, float], *, xerr: list[list[float]],
     yerr: list[list[float]],
 ) -> None:  # fmt: skip
-    """An arm in its look, with the bars of both intervals."""
+    """Draw an arm as a point with the bars of both intervals."""
     colour, marker, _ = look(arms)[arm.name]
     axes.errorbar(
         *at, xerr=xerr, yerr=yerr, color=colour, marker=marker, markersize=7, elinewidth=1.2, linestyle="none",
@@ -198,7 +198,7 @@ def _point(
     )  # fmt: skip
 
 
-def _arms_of(change: Average) -> list[list[float]]:
+def _error_bar(change: Average) -> list[list[float]]:
     return [[100 * (change.delta - change.low)], [100 * (change.high - change.delta)]]
 
 

@@ -1,4 +1,4 @@
-"""All that the report says, as one value: what `report.json` holds and what both pages are made from."""
+"""Everything that the report says, as one value. `report.json` holds it, and both pages are made from it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import yaml
 from tasks.artifacts.store import Ref
 from tasks.config import RunConfig
 from tasks.measures.bootstrap import Floats
-from tasks.report.audited import Audit, audits
-from tasks.report.judged import Judged, judged
+from tasks.report.audits import Audit, audits
 from tasks.report.measured import Measured, measure
 from tasks.report.provenance import ArtifactRecord, artifact_records
 from tasks.report.verdict import verdict, warnings
+from tasks.report.verdicts_and_targets import VerdictsAndTargets, verdicts_and_targets
 from tasks.running.step import Context
 from tasks.tables.schema import EXAMPLES, METRICS, OUTPUTS, TARGETS, VERDICTS, check_schema, read_table
 from tasks.wording import BASE
@@ -30,9 +30,9 @@ MAX_CURVE_POINTS = 200
 
 @dataclass(frozen=True)
 class Curve:
-    """Training loss of one arm in nats per trained token; long curves are means over stretches of equal length.
+    """Training loss of one arm in nats per trained token. A long curve is averaged over stretches of equal length.
 
-    A loss of None was not finite: the training diverged.
+    A loss is None where it was not finite, because the training diverged.
     """
 
     arm: str
@@ -55,7 +55,7 @@ class Findings:
     warnings: list[str]
     measured: Measured
     promotion: dict[str, Any] | None  # Any: the JSON values of decision.json
-    judged: Judged
+    judged: VerdictsAndTargets
     audits: list[Audit]
     curves: list[Curve]
     steps: list[ArtifactRecord]
@@ -67,7 +67,7 @@ class Findings:
 
 
 def find(ctx: Context, recipe: RunConfig, artifacts: Mapping[str, Ref]) -> Findings:
-    """Read every input and work out what there is to say.
+    """Read every input of the report and compute what it says.
 
     Raises:
         StoreError: An input is not on the store.
@@ -77,7 +77,7 @@ def find(ctx: Context, recipe: RunConfig, artifacts: Mapping[str, Ref]) -> Findi
     folders = {BASE: ctx.store.fetch(artifacts["scores_base"])}
     folders |= {arm: ctx.store.fetch(artifacts[f"scores_{i}"]) for i, arm in enumerate(arms)}
     measured = measure(folders, recipe)
-    judge = judged(
+    judge = verdicts_and_targets(
         examples=_checked(ctx.path(artifacts["examples"], "examples.parquet"), "examples"),
         outputs=_all_of(ctx, artifacts, ("outputs", "rewrites"), "outputs"),
         verdicts=_all_of(ctx, artifacts, ("verdicts", "rewrite_verdicts"), "verdicts"),

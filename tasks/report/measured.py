@@ -1,7 +1,7 @@
-"""What was measured: every score with its interval, every arm against the base, the policies against each other.
+"""What was measured: every score with its interval, every arm compared with the base, and the policies with each other.
 
-Averages use one metric a benchmark, its primary metric. Significance is Holm-corrected over the benchmarks of an arm
-within the task and within the general benchmarks. Comparisons between arms are not corrected for their number.
+An average uses the primary metric of each benchmark. The p-values of an arm are Holm-adjusted, once over the splits of
+the task and once over the general benchmarks. Comparisons between arms are not adjusted for their number.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tasks.measures.bootstrap import Method
 from tasks.measures.non_inferiority import non_inferior
 from tasks.measures.scores import Key, items_of, keys_of
 from tasks.measures.statistics import Average, Comparison, Estimate
-from tasks.report.drifted import Drift, drift_of
+from tasks.report.drift import Drift, drift_of
 from tasks.wording import BASE, setting
 
 
@@ -28,7 +28,7 @@ class Score:
     """One metric of one model on one benchmark.
 
     Attributes:
-        change: Against the base on the same items; None for the base, and where models have items of their own.
+        change: From the base, on the same items; None for the base, and where each model has items of its own.
         p_holm: Holm-adjusted p-value of the change; None for metrics that are not primary.
     """
 
@@ -45,7 +45,7 @@ class Arm:
     Attributes:
         training: Every setting that changes what is learned.
         task: Average change on in-domain task splits, `transfer` on out-of-domain ones, `general` on benchmarks.
-        non_inferior: Whether a mean loss of report.margin on general benchmarks is ruled out.
+        non_inferior: Whether a mean loss of report.margin on general benchmarks is ruled out; None without benchmarks.
         drift: None where it was not measured.
     """
 
@@ -94,7 +94,7 @@ class Measured:
     Attributes:
         best: By policy, the arm that is best on the task.
         options: The training options that an arm may set for itself.
-        varied_options: Those that are not the same for all arms; the learning rate where all are.
+        varied_options: The options in which the arms differ; the learning rate where they differ in none.
     """
 
     base: list[Score]
@@ -110,10 +110,10 @@ Change = Callable[[Key, str, str], Comparison]
 
 
 def measure(folders: Mapping[str, Path], recipe: RunConfig) -> Measured:
-    """Compare all models.
+    """Compare all models of a run.
 
     Args:
-        folders: A scores artifact a model: the base under BASE, each arm under its name.
+        folders: The scores artifact of each model: of the base under BASE, of each arm under its name.
     """
     method = Method(recipe.report.confidence, recipe.report.n_bootstrap, recipe.report.seed)
     keys = keys_of(folders)
@@ -128,7 +128,7 @@ def measure(folders: Mapping[str, Path], recipe: RunConfig) -> Measured:
 
     def estimate(key: Key, model: str) -> Estimate:
         scores, names = frames[key][model].to_numpy(), clusters[key]
-        if key.own_items:  # another model's items are not this one's missing scores
+        if key.own_items:  # an item that only another model is scored on is not a missing score of this one
             scored = ~np.isnan(scores)
             scores, names = scores[scored], [name for name, keep in zip(names, scored, strict=True) if keep]
         return statistics.mean(scores, clusters=names, method=method)
@@ -145,7 +145,7 @@ def measure(folders: Mapping[str, Path], recipe: RunConfig) -> Measured:
 
 
 def varied(arms: Sequence[Arm], options: Sequence[str]) -> list[str]:
-    """The options that are not the same for all of these arms; the learning rate where all are."""
+    """The options in which these arms differ; the learning rate where they differ in none."""
     found = [option for option in options if any(arm.training[option] != arms[0].training[option] for arm in arms)]
     return found or ["learning_rate"]
 
@@ -165,7 +165,7 @@ def _arm(
 
 
 def _adjusted(changes: Mapping[Key, Comparison]) -> dict[Key, float]:
-    """Holm-adjusted p-values of the primary metrics: task and general benchmarks answer two questions."""
+    """Holm-adjusted p-values of the primary metrics, apart for the task and for general benchmarks."""
     found: dict[Key, float] = {}
     for is_task in (True, False):
         asked = {k.name: k for k, c in changes.items() if k.primary and k.is_task == is_task and c.p_value is not None}
@@ -180,7 +180,7 @@ def _average(changes: Mapping[Key, Comparison], family: str, method: Method) -> 
 
 
 def _best(arms: Sequence[Arm]) -> dict[str, str]:
-    """The arm of each policy with the highest task score; the first one where nothing tells them apart."""
+    """By policy, the arm with the highest task score; of equal ones the first."""
     best: dict[str, Arm] = {}
     for arm in arms:
         other = best.setdefault(arm.policy, arm)

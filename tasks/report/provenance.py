@@ -13,16 +13,16 @@ from tasks.errors import StoreError
 
 @dataclass(frozen=True)
 class ArtifactRecord:
-    """One artifact and what its manifest says.
+    """One artifact, as its manifest describes it.
 
     Attributes:
-        label: The step, with the arms it was made for where it is not shared by all.
-        content_digest: Of its files: two runs with the same one have the same bytes.
-        dropped: Rows by the reason they were dropped for.
-        closes: Whether rows_in = rows_out + dropped; None for a step that does not account.
+        label: The step, and the arms the artifact was made for unless all arms share it.
+        content_digest: Digest of its files; the same digest means the same bytes.
+        dropped: Dropped rows by reason.
+        closes: Whether rows_in = rows_out + dropped; None for a step that does not account for rows.
         tokens: Counts of tokens by their name in the manifest.
-        generated: Rows that were paid for; `reused` those that an earlier run had paid for.
-        counts: Everything that was counted, with the above.
+        generated: Rows that this artifact paid for; `reused`: rows that an earlier run had paid for.
+        counts: Every count of the manifest, also those above.
     """
 
     label: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from tasks.report.audited import Audit, AuditClass, Share
+from tasks.report.audits import Audit, AuditClass, Share
 from tasks.report.blocks import Block, Cell, Table
 from tasks.wording import MISSING, count, interval, level, percent
 
@@ -80,7 +80,7 @@ def _kinds(audit: Audit) -> Table:
             Cell(count(row["reject"])), Cell(count(row["unjudged"])),
         ])  # fmt: skip
     return Table(
-        ["Probe", "Right verdict", "Judged rightly", "Accept", "Reject", "Unjudged"], rows,
+        ["Probe", "Right verdict", "VerdictsAndTargets rightly", "Accept", "Reject", "Unjudged"], rows,
         "Where the judge errs, by how the probe was made.", folded=f"Probes of the judge of {audit.of} by kind",
         prose=True,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The sections on where everything went and came from: rows, cost, provenance."""
+"""The sections on every artifact behind the report: where its rows went, what it cost, what it was made from."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 
 def accounting(found: Findings) -> Iterator[Block]:
+    """Rows in, out and dropped, by step."""
     rows = []
     for made in found.steps:
         dropped = "; ".join(f"{n:,} {reason}" for reason, n in made.dropped.items()) or (
@@ -39,6 +40,7 @@ def _other_counts(made: ArtifactRecord) -> str:
 
 
 def cost(found: Findings) -> Iterator[Block]:
+    """Time, tokens and rows, by step."""
     rows = [
         [
             Cell(made.label), Cell(seconds(made.seconds)),
@@ -51,12 +53,13 @@ def cost(found: Findings) -> Iterator[Block]:
     rows.append([Cell("all"), Cell(seconds(sum(known))), *(Cell("") for _ in range(4))])
     yield Table(
         ["Step", "Time", "Tokens", "Rows generated", "Rows reused", "Host"], rows,
-        "What each artifact cost when it was made; one that was reused by this run cost nothing again. Rows reused: "
+        "What each artifact cost when it was made. An artifact that this run reused cost nothing again. Rows reused: "
         "rows that an earlier run had already paid for.",
     )  # fmt: skip
 
 
 def provenance(found: Findings) -> Iterator[Block]:
+    """Fingerprints and inputs of all artifacts, versions of packages, and the complete recipe."""
     rows = []
     for made in found.steps:
         inputs = ", ".join(f"{name} {ref['fingerprint'][:12]}" for name, ref in made.inputs.items()) or MISSING

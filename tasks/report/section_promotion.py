@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tasks.report.findings import Findings
 
 _OUTCOMES = {
-    "promoted": "The adapter of {arm} may take the place of what stands now",
+    "promoted": "The adapter of {arm} may replace what is promoted now",
     "kept": "The adapter of {arm} is not promoted",
     "current": "Nothing changes for the adapter of {arm}",
 }
@@ -26,9 +26,10 @@ def promotion(found: Findings) -> Iterator[Block]:
     outcome = _OUTCOMES[decision["outcome"]].format(arm=decision["arm"])
     rows = [[Cell(check["kind"]), *_cells(check)] for check in decision["checks"]]
     caption = (
-        "Paired, item by item, in points. Passed: the one-sided lower bound of the change lies above minus the margin, "
-        f"at a level of {level(decision['confidence'])}. Not shown to be no worse is not the same as worse, and is "
-        "kept back all the same. No correction for several checks: all of them must pass."
+        "Changes are paired, item by item, in points. A check passes if the one-sided lower bound of the change, at a "
+        f"level of {level(decision['confidence'])}, lies above minus the margin. An adapter is not promoted either "
+        "where the items are too few to show that it is no worse. The level is not adjusted for the number of checks, "
+        "because all of them must pass."
     )
     yield Paragraph(f"{outcome}: {'; '.join(decision['reasons'])}.")
     yield Table(["Check", "Benchmark", "Change", "Above", "Margin", "Items", "Passed"], rows, caption, prose=True)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 
 def results(found: Findings) -> Iterator[Block]:
+    """The summary of base and arms, then every score: primary metrics, other metrics, leaked refusals."""
     yield _summary(found)
     keys = [score.key for score in found.measured.base]
     yield _scores(
@@ -48,8 +49,8 @@ def results(found: Findings) -> Iterator[Block]:
 _PRIMARY_CAPTION = (
     "The primary metric of each benchmark, in percent with {level} intervals; below it the paired change from base in "
     "points. * p < {alpha}, ** p < 0.01, *** p < 0.001, Holm-adjusted over the benchmarks of an arm. MDD: the smallest "
-    "change this test finds with 80 % power; a smaller drop may go unseen. n: items compared; unscored ones are left "
-    "out, not counted as wrong."
+    "change that this test finds with 80 % power; a smaller drop may be missed. n: items that were compared; unscored "
+    "ones are left out, not counted as wrong."
 )
 _OTHER_CAPTION = (
     "These metrics enter no average. Their changes are not adjusted for the number of tests and so carry no stars. "
@@ -156,13 +157,14 @@ def _tone(delta: float | None, mark: str, *, higher_is_better: bool | None = Tru
 
 
 def comparison(found: Findings) -> Iterator[Block]:
+    """Charts of forgetting, task gain and drift, and the comparisons of arm with arm."""
     from tasks.report import charts
 
     arms, intervals = found.measured.arms, f"{level(found.confidence)} intervals"
     if svg := charts.forgetting(arms):
         yield Chart(
-            svg, "Forgetting: left of the line is lost, right of it gained, against the base on the same items. "
-            f"Bars are {intervals}; one that crosses the line is compatible with no change.",
+            svg, "Forgetting, compared with the base on the same items: a point left of the line is a loss, right of "
+            f"it a gain. Bars are {intervals}; a bar that crosses the line is compatible with no change.",
         )  # fmt: skip
     if svg := charts.front(arms):
         yield Chart(
@@ -203,11 +205,10 @@ def _drift_row(arm: Arm, confidence: float) -> list[Cell]:
 
 
 _DRIFT_CAPTION = (
-    "Drift: how much less probable an arm finds the answers that the base itself draws to the task's in-domain test "
-    "prompts, in nats a token with {level} intervals: the forward KL divergence from base to arm, 0 for the base. The "
-    "more drift, the more forgetting is to be expected (arXiv 2509.04259), without any old data; it stands beside the "
-    "measured change, not in its place. Answers that were cut off at the token limit, or empty, are left out and "
-    "counted as unscored."
+    "Drift is the forward KL divergence from base to arm, in nats a token with {level} intervals, 0 for the base: how "
+    "much less probable an arm finds the answers that the base itself draws to the task's in-domain test prompts. More "
+    "drift predicts more forgetting (arXiv 2509.04259) without any old data; it does not replace the measured change. "
+    "Answers that were cut off at the token limit, or empty, are left out and counted as unscored."
 )
 
 
@@ -221,8 +222,8 @@ def _contrasts(found: Findings) -> Table:
         )  # fmt: skip
     return Table(
         ["Arms", "Compared as", "Task", "Out of domain", "General"], rows,
-        "Arm against arm on the same items, in points. One learning rate alone proves little: a policy that is better "
-        "at each of them is better. Not adjusted for the number of pairs.",
+        "Arms compared with each other on the same items, in points. One learning rate alone proves little; a policy "
+        "is better if it is better at each of them. The p-values are not adjusted for the number of pairs.",
     )  # fmt: skip
 
 

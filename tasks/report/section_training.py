@@ -11,10 +11,11 @@ from tasks.wording import MISSING, count, interval, level, listed, percent, sett
 
 if TYPE_CHECKING:
     from tasks.report.findings import Findings
-    from tasks.report.judged import Example
+    from tasks.report.verdicts_and_targets import Example
 
 
 def judge_and_targets(found: Findings) -> Iterator[Block]:
+    """Acceptance rates, the mix of targets of each arm, the reasons of verdicts and targets, and the judge's audit."""
     from tasks.report import charts
 
     judged = found.judged
@@ -28,9 +29,9 @@ def judge_and_targets(found: Findings) -> Iterator[Block]:
     ]  # fmt: skip
     yield Table(
         ["Output", "Examples", "Acceptance rate", "Coverage", "Accept", "Reject", "Unjudged"], rows,
-        f"Acceptance rate: accepted of judged, with Wilson's {level(found.confidence)} interval. Coverage: judged of "
-        "all. Unjudged outputs are not in the rate; they are trained on as gold. Near 0 % SSR is SFT, near 100 % it "
-        "teaches nothing.",
+        "Acceptance rate: the share of judged outputs that were accepted, with Wilson's "
+        f"{level(found.confidence)} interval. Coverage: the share of outputs that were judged. For an unjudged output, "
+        "the gold answer is trained on. With a rate near 0 % SSR is SFT, with one near 100 % it teaches nothing.",
     )  # fmt: skip
     if svg := charts.target_mix(judged.mixes):
         yield Chart(svg, "Whose words each arm was trained on. Arms that differ in training alone share a bar (+n).")
@@ -74,6 +75,7 @@ def _part(counts: dict[str, int], kind: str) -> str:
 
 
 def training(found: Findings) -> Iterator[Block]:
+    """Loss curves, and the settings of every arm with its first and last loss."""
     from tasks.report import charts
 
     if svg := charts.loss_curves(found.curves, found.measured.arms):
@@ -93,16 +95,16 @@ def training(found: Findings) -> Iterator[Block]:
     yield Table(
         ["Arm", *options, "Steps", "First loss", "Last loss"],
         rows,
-        "Settings and ends of the curves.",
+        "The training settings of each arm, and the two ends of its loss curve.",
     )
 
 
 def examples(found: Findings) -> Iterator[Block]:
-    """The examples of each verdict, with what they were chosen by."""
+    """The first examples of each verdict; nothing where `report.n_examples` is 0."""
     if found.judged.examples:
         yield Paragraph(
-            "The first of each verdict by example id, so not chosen by anyone. Long texts are cut in the middle. "
-            "A target is what an arm was trained to answer."
+            "The first examples of each verdict in the order of their ids, so nobody chose them. Long texts are cut in "
+            "the middle. A target is the answer that an arm was trained on."
         )
     yield from (_example(one) for one in found.judged.examples)
 

@@ -1,4 +1,4 @@
-"""The verdict in sentences and what should make a reader careful: computed, and worded to claim no more than that."""
+"""The verdict in sentences, and the warnings: both are computed, and claim no more than was measured."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from tasks.measures.bootstrap import MIN_CLUSTERS
 from tasks.measures.statistics import Average
 from tasks.policies import title_of
-from tasks.report.audited import Audit, audit_warnings
-from tasks.report.judged import Acceptance
+from tasks.report.audits import Audit, audit_warnings
 from tasks.report.measured import Arm, Contrast, Measured, varied
 from tasks.report.provenance import ArtifactRecord
+from tasks.report.verdicts_and_targets import Acceptance
 from tasks.wording import BASE, interval, listed, p_value, percent, signed
 
 LOW_ACCEPTANCE, HIGH_ACCEPTANCE = 0.05, 0.95
@@ -20,7 +20,7 @@ MANY_UNSCORED = 0.02
 
 
 def verdict(measured: Measured, *, confidence: float) -> list[str]:
-    """The headline, then what qualifies it, a sentence each."""
+    """The headline and the sentences that qualify it."""
     alpha = 1 - confidence
     arms = {arm.name: arm for arm in measured.arms}
     best = [arms[measured.best[policy]] for policy in _in_order(measured)]
@@ -31,20 +31,20 @@ def verdict(measured: Measured, *, confidence: float) -> list[str]:
         sentences.append("; ".join(_outcome(arm, alpha) for arm in controls) + ".")
         sentences += [_difference(c, arms, alpha) for c in _of_interest(measured, controls)]
     if not any(arm.task for arm in measured.arms):
-        sentences.append(_untold(measured, "task-in", "in-domain task split", "what was gained"))
+        sentences.append(_no_average(measured, "task-in", "in-domain task split", "what was gained"))
     if not any(arm.general for arm in measured.arms):
-        sentences.append(_untold(measured, "general", "general benchmark", "forgetting"))
+        sentences.append(_no_average(measured, "general", "general benchmark", "forgetting"))
     if len(measured.arms) > len(best):
         sentences.append(_choice(measured, best))
     for policy in measured.best:
-        sentences += _hangs(policy, measured, arms, alpha)
+        sentences += _consistency(policy, measured, arms, alpha)
     if not measured.contrasts:
         sentences.append("Only one policy was trained: there is nothing to compare it with but the base.")
     return [sentence[0].upper() + sentence[1:] for sentence in sentences if sentence]
 
 
 def _in_order(measured: Measured) -> list[str]:
-    """Policies as they are told: SSR or else the first one that is not the reference, the reference, the others."""
+    """The policies in the order of the verdict: SSR (else the first that is not the reference), reference, others."""
     others = sorted((p for p in measured.best if p != measured.reference_policy), key=lambda policy: policy != "ssr")
     return [*others[:1], measured.reference_policy, *others[1:]]
 
@@ -54,11 +54,11 @@ def _of_interest(measured: Measured, arms: Sequence[Arm]) -> list[Contrast]:
     return [contrast for contrast in measured.contrasts if contrast.best and contrast.arm in names]
 
 
-def _untold(measured: Measured, family: str, what: str, about: str) -> str:
+def _no_average(measured: Measured, family: str, what: str, about: str) -> str:
     """Why there is no average of a family."""
     changes = [s.change for arm in measured.arms for s in arm.scores if s.key.primary and s.key.family == family]
     is_scored = any(change and change.delta is not None for change in changes)
-    why = "has groups of items enough for a test" if is_scored else "was measured"
+    why = "has enough groups of items for a test" if is_scored else "was measured"
     return f"No {what} {why}: nothing can be said about {about}."
 
 
@@ -119,8 +119,8 @@ def _choice(measured: Measured, best: Sequence[Arm]) -> str:
     )
 
 
-def _hangs(policy: str, measured: Measured, arms: dict[str, Arm], alpha: float) -> Iterator[str]:
-    """For each place, whether every comparison of this policy with the reference says the same as the headline's."""
+def _consistency(policy: str, measured: Measured, arms: dict[str, Arm], alpha: float) -> Iterator[str]:
+    """For task, transfer and benchmarks: do all comparisons of this policy with the reference agree?"""
     contrasts = [c for c in measured.contrasts if arms[c.arm].policy == policy]
     if len(contrasts) < 2:
         return
@@ -140,7 +140,7 @@ def _hangs(policy: str, measured: Measured, arms: dict[str, Arm], alpha: float) 
             f"{_case(contrast, arms, options)} {_points(c)} ({_conclusion(c, alpha)})" for contrast, c in told if c
         ]
         what = listed([option.replace("_", " ") for option in options])
-        yield f"{where}, the conclusion on {pair} hangs on the {what}: {'; '.join(cases)}."
+        yield f"{where}, the conclusion on {pair} depends on the {what}: {'; '.join(cases)}."
 
 
 def _conclusion(change: Average | None, alpha: float) -> str:
@@ -161,7 +161,7 @@ def _case(contrast: Contrast, arms: dict[str, Arm], options: Sequence[str]) -> s
 def warnings(
     measured: Measured, acceptance: Sequence[Acceptance], steps: Sequence[ArtifactRecord], audits: Sequence[Audit]
 ) -> list[str]:
-    """What should make a reader careful, most serious first."""
+    """What a reader should know before trusting the numbers, most serious first."""
     judge = (*audit_warnings(audits), *_judge(acceptance))
     scores = (*_unscored(measured), *_few_groups(measured), *_in_no_average(measured))
     return [*_accounting(steps), *judge, *scores, *_power(measured)]
@@ -208,7 +208,9 @@ def _few_groups(measured: Measured) -> Iterator[str]:
         if change is None or change.delta is None or not score.key.primary:
             continue
         if change.standard_error is None:
-            why = "its items are one group" if change.n_clusters == 1 else "all of its groups changed by the same"
+            why = (
+                "its items are one group" if change.n_clusters == 1 else "all of its groups changed by the same amount"
+            )
             untested.setdefault((name, why), []).append(arm.name)
         elif change.n_clusters < MIN_CLUSTERS and change.test != "McNemar exact":
             fewest[name] = min(fewest.get(name, MIN_CLUSTERS), change.n_clusters)
@@ -237,6 +239,6 @@ def _power(measured: Measured) -> Iterator[str]:
     sizes = [arm.general.detectable for arm in measured.arms if arm.general and arm.general.detectable]
     if sizes and max(sizes) > WIDE_DETECTABLE:
         yield (
-            f"The benchmarks are small: a mean drop below {100 * max(sizes):.1f} points could go unseen "
+            f"The benchmarks are small: a mean drop below {100 * max(sizes):.1f} points could go unnoticed "
             "(power 80 %). No significant drop is not the same as no drop."
         )

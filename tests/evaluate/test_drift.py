@@ -31,7 +31,7 @@ from tasks.evaluate import drift, evaluate
 from tasks.ingest import ingest
 from tasks.measures.bootstrap import Method
 from tasks.models import LAB_MODEL, load_model, load_tokenizer
-from tasks.report.drifted import drift_of
+from tasks.report.drift import drift_of
 from tasks.running.step import Planned, as_input
 
 LAB = ModelConfig(base="lab")

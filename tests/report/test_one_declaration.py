@@ -121,7 +121,7 @@ def test_arms_with_different_options_are_never_called_equally_trained(decayed: P
     assert pairs == {("ssr", "sft"): False, ("slow", "sft"): True}
     assert "Weight decay</th>" in (out / "report.html").read_text()
     assert [row[0] for row in summary_rows(found)[1]] == ["base", "sft\nSFT, 0", "ssr\nSSR, 0.1", "slow\nSSR, 0"]
-    assert "hangs on the weight decay: ssr against sft (weight decay 0.1 against weight decay 0)" in str(found)
+    assert "depends on the weight decay: ssr against sft (weight decay 0.1 against weight decay 0)" in str(found)
 
 
 def test_a_line_in_a_chart_joins_arms_that_differ_in_the_learning_rate_alone(run: Run, tmp_path: Path) -> None:

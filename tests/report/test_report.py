@@ -15,8 +15,8 @@ from toy_run import GSM8K, TASK, Run, Scores, zeros_and_ones
 from tasks.config import RunConfig
 from tasks.measures.statistics import mcnemar
 from tasks.report import report, summary_rows
-from tasks.report.judged import cut
 from tasks.report.pages import fenced, inert
+from tasks.report.verdicts_and_targets import cut
 from tasks.running.step import Planned
 
 FILES = ("report.json", "report.html", "report.md")
@@ -66,7 +66,7 @@ def test_the_verdict_says_what_was_gained_and_lost_and_which_arm_was_chosen(run:
     assert "ssr (learning rate 2e-4, 1 of 2)" in choice
 
 
-def test_a_conclusion_that_hangs_on_the_learning_rate_is_called_that(run: Run, tmp_path: Path) -> None:
+def test_a_conclusion_that_depends_on_the_learning_rate_is_called_that(run: Run, tmp_path: Path) -> None:
     """At 2e-4 SSR keeps more than SFT; at 5e-5 both keep everything."""
     arms = [arm.model_dump() for arm in run.recipe.arms] + [
         {"name": "sft-slow", "policy": "gold", "learning_rate": 5e-5}
@@ -76,7 +76,7 @@ def test_a_conclusion_that_hangs_on_the_learning_rate_is_called_that(run: Run, t
         run.artifacts[f"{kind}_3"] = run.artifacts[f"{kind}_0"]
     run.artifacts["scores_3"] = run.artifacts["scores_2"]
     verdict = " ".join(_numbers(run.report(tmp_path / "out"))["verdict"])
-    assert "general benchmarks, the conclusion on SSR against SFT hangs on the learning rate: ssr against" in verdict
+    assert "general benchmarks, the conclusion on SSR against SFT depends on the learning rate: ssr against" in verdict
     assert "ssr-slow against sft-slow (both at learning rate 5e-5) 0.0 points" in verdict
 
 
@@ -105,7 +105,7 @@ def test_items_that_are_one_group_are_named_and_stay_out_of_the_verdict(run: Run
     change = _score(found["measured"]["arms"][0], "task:lab", "modified_recall")["change"]
     assert (change["delta"], change["p_value"]) == (pytest.approx(0.4), None)
     assert [arm["task"] for arm in found["measured"]["arms"]] == [None] * 3
-    assert "No in-domain task split has groups of items enough for a test: nothing can be said" in str(found["verdict"])
+    assert "No in-domain task split has enough groups of items for a test: nothing can be said" in str(found["verdict"])
     assert (
         "task:lab: its items are one group. For sft, ssr and ssr-slow it has no interval and no test, and is left out "
         "of the averages."
@@ -250,9 +250,9 @@ def test_long_text_is_cut_in_the_middle_and_says_by_how_much() -> None:
 
 def test_a_judge_that_accepts_nearly_everything_or_nothing_is_called_out() -> None:
     from tasks.measures.statistics import wilson
-    from tasks.report.judged import Acceptance
     from tasks.report.measured import Measured
     from tasks.report.verdict import warnings
+    from tasks.report.verdicts_and_targets import Acceptance
 
     nothing = Measured([], [], {}, "gold", [], [], [])
     for accept, word in ((1, "too strict"), (99, "too lenient")):

@@ -100,7 +100,7 @@ def test_without_an_audit_nothing_of_it_is_shown(run: Run, tmp_path: Path) -> No
 def test_the_audits_of_answers_and_rewrites_stand_side_by_side_and_share_their_warnings(
     run: Run, tmp_path: Path
 ) -> None:
-    from tasks.report.audited import audit_warnings, audits
+    from tasks.report.audits import audit_warnings, audits
 
     put_verdicts(run, audit())
     first = run.artifacts["verdicts"]

@@ -13,7 +13,7 @@ from toy_run import GSM8K, MMLU, TASK, Run, drift_row, zeros_and_ones
 from tasks.config import PromotionConfig
 from tasks.measures.bootstrap import Method
 from tasks.promotion.decide import ARM, BASE, decide
-from tasks.report.drifted import drift_of
+from tasks.report.drift import drift_of
 from tasks.report.summary import summary_rows
 from tasks.tables.schema import DRIFT, TableWriter
 

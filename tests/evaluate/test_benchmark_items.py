@@ -12,7 +12,7 @@ import pytest
 
 from tasks.artifacts.store import Manifest, Ref, Store, describe_files, open_store
 from tasks.config import AbstentionConfig, DataConfig, EngineConfig, EvaluateConfig, ModelConfig, SourceConfig
-from tasks.evaluate import benchmarks, evaluate, kept
+from tasks.evaluate import benchmark_items, benchmarks, evaluate
 from tasks.ingest import ingest
 from tasks.running.step import Planned
 
@@ -85,7 +85,7 @@ def test_what_is_forced_is_measured_again(store: Store, tiny_model: Path, measur
 
 def test_no_adapter_has_the_key_of_the_base_nor_of_another(store: Store, tiny_model: Path) -> None:
     def key(adapter: Ref | None) -> str:
-        return kept.key_of(
+        return benchmark_items.key_of(
             store, "lab_sums", adapter, model=ModelConfig(base=str(tiny_model)), engine=EngineConfig(),
             config=EvaluateConfig(), abstention=AbstentionConfig(),
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The audit of the LLM judge, as the judge step left it in its manifest, and what of it should make one careful."""
+"""The audit of the LLM judge, read from the manifest of the judge step, and the warnings that follow from it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 from tasks.artifacts.store import Ref, Store
 from tasks.wording import count, interval, percent
 
-LOW_PRECISION = 0.9  # of the LLM's self-targets, from which on one should know
+LOW_PRECISION = 0.9  # below this share of right answers among those that the LLM accepted, the report warns
 
 
 class Share(TypedDict):
@@ -21,7 +21,7 @@ class Share(TypedDict):
 
 
 class AuditClass(TypedDict):
-    """The audit of one class of answerability, or of all: probes, and what follows for the real answers."""
+    """The audit of one class of answerability, or of all classes: probes, and what they imply for the real answers."""
 
     answerable: str
     right_accepted: int
@@ -64,7 +64,8 @@ class Audit:
 
     Attributes:
         of: What the step judged: answers or rewrites.
-        fell_short: How the judge missed the precision asked for, so that what it accepts is trained on as gold.
+        fell_short: How the judge missed the precision that the recipe asks for; gold is then trained on where it
+            accepted. None where it did not miss it.
     """
 
     of: str
@@ -79,7 +80,7 @@ class Audit:
 
 
 def audits(store: Store, artifacts: Mapping[str, Ref]) -> list[Audit]:
-    """The audits of a run: none where rules judged alone, or no audit was asked for."""
+    """The audits of a run; empty where only rules judged, or no audit was asked for."""
     found = []
     for name, of in (("verdicts", "answers"), ("rewrite_verdicts", "rewrites")):
         manifest = store.manifest(**artifacts[name]) if name in artifacts else None
@@ -93,7 +94,7 @@ def _audit(of: str, facts: Mapping[str, Any]) -> Audit:  # Any: JSON values
 
 
 def audit_warnings(found: Sequence[Audit]) -> Iterator[str]:
-    """What should make a reader careful. Steps with the same judge share their probes: each is told once."""
+    """What a reader should know of the judge. Steps with the same judge share probes, so each warning stands once."""
     yield from dict.fromkeys(warning for audit in found for warning in audit.warnings)
     for audit in found:
         if audit.fell_short:

@@ -1,7 +1,8 @@
 """How far each arm has drifted from the base on the task's prompts: forward KL a token, with its interval.
 
-The divergence of whole answers over their mean length. A mean of means a row would be another number: short answers
-would weigh as much as long ones, and an arm that merely answers more briefly could come out below 0.
+Drift is the divergence of whole answers, divided by their mean length. The mean of every answer's own divergence a
+token would be another number: it weighs short answers as much as long ones, so an arm that only answers more briefly
+could get a drift below 0.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ class Drift:
     """Drift of one arm.
 
     Attributes:
-        per_token: Forward KL from base to arm, nats a token; `per_token.n` answers of the base were scored by both.
-        mean_tokens: Of those answers, with their end; None where there are none.
-        unscored: Prompts without a score by the kind of their problem.
+        per_token: Forward KL from base to arm, nats a token. Both models scored `per_token.n` answers of the base.
+        mean_tokens: Mean tokens of those answers, each with its end; None where there are none.
+        unscored: The number of prompts without a score, by the kind of their problem.
     """
 
     per_token: Estimate
@@ -51,7 +52,8 @@ def drift_of(scores: Path, method: Method) -> Drift | None:
         return Drift(Estimate(None, None, None, 0, len(scored)), None, unscored)
     weights = n_tokens / n_tokens[scored].mean()
     ratio = float(((after - before) * weights)[scored].mean())
-    # Their mean is the ratio of sums, and their bootstrap has its spread: lengths vary above and below the line alike.
+    # The linearised ratio: the mean of these rows is the ratio of sums (divergence over tokens), and bootstrapping them
+    # gives the ratio's spread, because a resampled row changes the numerator and the denominator together.
     rows = ratio + (after - before - ratio) * weights
     clusters = table.column("cluster").to_pylist()
     change = statistics.compare(before, before + rows, clusters=clusters, method=method)

@@ -1,6 +1,6 @@
-"""What the judge said and what became of it: acceptance, reasons, target mix, and examples to read.
+"""The verdicts of the judge and the targets made from them: acceptance, reasons, target mix, and examples to read.
 
-Tables are joined on disk; what is kept in memory does not grow with the number of rows.
+Tables are joined on disk, so that memory does not grow with the number of rows.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Reason:
 
 @dataclass(frozen=True)
 class Mix:
-    """What the rows of one or more arms with the same targets are trained on."""
+    """How many targets of each kind, and for which reasons, one or more arms with the same targets train on."""
 
     arms: list[str]
     counts: dict[str, int]
@@ -67,7 +67,7 @@ class ShownTarget:
 
 @dataclass(frozen=True)
 class Example:
-    """One judged output with all that belongs to it; texts are cut in the middle, with the number of characters."""
+    """One judged output with its prompt, golds, verdict and targets. Long texts are cut in the middle."""
 
     example_id: str
     kind: str
@@ -83,8 +83,8 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """The judge's part of the report. `n_reasons` counts all distinct reasons, also those not listed."""
+class VerdictsAndTargets:
+    """Verdicts, targets and examples of a run. `n_reasons` counts all distinct reasons, also those not listed."""
 
     acceptance: list[Acceptance]
     reasons: list[Reason]
@@ -97,14 +97,14 @@ Tables = Mapping[str, Path | list[Path]]
 Targets = Mapping[tuple[str, ...], Path]  # by the names of the arms that train on them
 
 
-def judged(
+def verdicts_and_targets(
     *, examples: Path, outputs: list[Path], verdicts: list[Path], targets: Targets, n_examples: int, confidence: float,
     spill: Path,
-) -> Judged:  # fmt: skip
+) -> VerdictsAndTargets:  # fmt: skip
     """Summarise verdicts and targets, and pick the first `n_examples` of each kind and verdict by example_id."""
     tables: Tables = {"examples": examples, "outputs": outputs, "verdicts": verdicts}
     reasons = _rows(_REASONS, tables, spill)
-    return Judged(
+    return VerdictsAndTargets(
         acceptance=_acceptance(_rows(_VERDICTS, tables, spill), confidence),
         reasons=[Reason(**row) for row in reasons[:MAX_REASONS]],
         n_reasons=len(reasons),

@@ -1,10 +1,10 @@
-"""Benchmarks on which a model was measured before, whatever the task's data were then: they are not measured again.
+"""The items of benchmarks that a model was measured on, kept on the store, so that no later run measures them again.
 
-    <store>/items/<key>.parquet     every item of one benchmark for one model, kept for ever
+    <store>/items/<key>.parquet     every item of one benchmark for one model, never removed
 
-The key holds all that decides an item: the weights of model and adapter, the engine, the settings, the benchmark's
-content. The task's data are no part of it, so data that grew cost their own questions alone. A step that is made again
-by force measures again.
+The key holds everything that decides an item: the weights of model and adapter, the engine, the settings, the metrics
+and the benchmark's content. The task's data are not part of it, so when they grow, only the task's own questions are
+asked anew. A forced step measures again.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def key_of(
 
 
 def _files(store: Store, adapter: Ref | None) -> dict[str, str] | None:
-    """Digests of an adapter's files; None for the base, whose key no adapter may ever have."""
+    """Digests of an adapter's files; None for the base, so that no adapter can have the key of the base."""
     if adapter is None:
         return None
     manifest = store.manifest(**adapter)
@@ -53,7 +53,7 @@ def get(store: Store, key: str, target: Path) -> bool:
 
 
 def put(store: Store, key: str, source: Path) -> None:
-    """Keep the items of a local file; they appear whole."""
+    """Put the items of a local file on the store; they appear whole or not at all."""
     store.files.upload(source, _path(store, key))
 
 

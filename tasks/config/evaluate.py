@@ -29,7 +29,7 @@ class EvaluateConfig(Section):
     seed: int = Field(default=1234, description="Seed of few-shot draws")
     max_failed_share: float = Field(
         default=0.05, ge=0, le=1,
-        description="Share of a task's rows, or of the drift's, that may stay without an answer; above it the step fails",
+        description="Share of the rows of a part (a task, the drift) that may have no answer; above it the step fails",
         json_schema_extra=RUNTIME,
     )  # fmt: skip
 
@@ -63,7 +63,7 @@ class PromotionConfig(Section):
     )  # fmt: skip
     confidence: float = Field(default=0.95, gt=0.5, lt=1, description="Level of each one-sided bound")
     max_unscored_share: float = Field(
-        default=0.05, ge=0, lt=1, description="With a larger share of items without a score, nothing counts as shown"
+        default=0.05, ge=0, lt=1, description="With a larger share of items without a score, a check is not passed"
     )
     train_on: Literal["all", "new"] = Field(
         default="all",

@@ -10,10 +10,8 @@ import `tasks.config`.
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pkgutil import resolve_name
 
 DEFAULT_KIND = "transformers"
 
@@ -119,7 +117,7 @@ def check_functions() -> None:
         for part in ("opens", "shares", "finds_environment"):
             if (named := getattr(kind, part)) is not None:
                 try:
-                    load_function(named)
+                    resolve_name(named)
                 except (ImportError, AttributeError, ValueError) as error:
                     raise ValueError(
                         f"engine kind {kind.name}: {part}={named!r} names no function ({error}). Write the function, "
@@ -127,45 +125,22 @@ def check_functions() -> None:
                     ) from error
 
 
-def load_function(named: str) -> Callable[..., Any]:  # Any: each caller knows the signature
-    """Import the function that `module:function` names."""
-    module, _, name = named.partition(":")
-    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    return found
-
-
 _OF_CLIENTS = ("concurrency", "timeout_seconds")
 
-register(
-    EngineKind(
-        name=DEFAULT_KIND,
-        description="in the process of the step, also without a GPU",
-        opens="tasks.engines.transformers:open_transformers",
-        loads_weights=True,
-        reads=("batch_tokens",),
-    )
-)
-register(
-    EngineKind(
-        name="vllm",
-        description="a vLLM server that the step starts, for GPUs",
-        opens="tasks.engines.vllm:open_vllm",
-        loads_weights=True,
-        reads=(
-            "python", "tensor_parallel", "data_parallel", "memory_share", "max_context", "quantization", "extra_args",
-            "start_timeout_seconds", *_OF_CLIENTS,
-        ),
-        shares="tasks.engines.vllm:shared_vllm",
-        finds_environment="tasks.engines.vllm_server:find_python",
-    )
-)  # fmt: skip
-register(
-    EngineKind(
-        name="openai",
-        description="OpenAI-compatible servers that are running already, at the addresses in `urls`",
-        opens="tasks.engines.openai:open_openai",
-        loads_weights=False,
-        reads=("urls", "served_model", "api_key_env", *_OF_CLIENTS),
-        needs=("urls",),
-    )
-)
+register(EngineKind(
+    DEFAULT_KIND, "in the process of the step, also without a GPU",
+    opens="tasks.engines.transformers:open_transformers", loads_weights=True, reads=("batch_tokens",),
+))  # fmt: skip
+register(EngineKind(
+    "vllm", "a vLLM server that the step starts, for GPUs", opens="tasks.engines.vllm:open_vllm", loads_weights=True,
+    reads=(
+        "python", "tensor_parallel", "data_parallel", "memory_share", "max_context", "quantization", "extra_args",
+        "start_timeout_seconds", *_OF_CLIENTS,
+    ),
+    shares="tasks.engines.vllm:shared_vllm", finds_environment="tasks.engines.vllm_server:find_python",
+))  # fmt: skip
+register(EngineKind(
+    "openai", "OpenAI-compatible servers that are running already, at the addresses in `urls`",
+    opens="tasks.engines.openai:open_openai", loads_weights=False,
+    reads=("urls", "served_model", "api_key_env", *_OF_CLIENTS), needs=("urls",),
+))  # fmt: skip

@@ -7,13 +7,14 @@ import shutil
 import sys
 from importlib import metadata
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import NamedTuple
 
 import typer
 from rich.markup import escape
 
 from flows.cli.options import JsonOption, StoreOption, console, print_json
-from tasks.engine_kinds import EngineKind, engine_kinds, load_function
+from tasks.engine_kinds import EngineKind, engine_kinds
 from tasks.errors import SsrError
 
 _PACKAGES = ("prefect", "torch", "transformers", "peft", "trl", "datasets", "lm_eval", "duckdb", "pyarrow", "s3fs")
@@ -121,7 +122,7 @@ def _environment(kind: EngineKind) -> Finding:
     """The environment that a kind of engine needs beside the project's own."""
     assert kind.finds_environment is not None  # examine asks such kinds only
     try:
-        found = load_function(kind.finds_environment)()
+        found = resolve_name(kind.finds_environment)()
     except SsrError as error:
         return Finding(f"engine {kind.name}", False, str(error), required=False)
     return Finding(f"engine {kind.name}", True, f"its environment: {found}")

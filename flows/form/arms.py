@@ -31,14 +31,10 @@ class TrainPart(FormPart):
         description="Each arm is trained once with each of them, for example 0.0001. None: as the recipe says.",
         json_schema_extra={"uniqueItems": True},
     )  # fmt: skip
-    epochs: float | None = Field(
-        default=None, gt=0, le=100, title="Epochs",
-        description="Passes over the training rows, for every arm. Empty: as the recipe says.",
-    )  # fmt: skip
-    max_length: int | None = Field(
-        default=None, gt=0, title="Longest row",
-        description="In tokens, prompt and answer together; longer rows are left out and counted.",
-    )  # fmt: skip
+    epochs: float | None = Field(default=None, gt=0, le=100, title="Epochs")
+    """Passes over the training rows, for every arm. Empty: as the recipe says."""
+    max_length: int | None = Field(default=None, gt=0, title="Longest row")
+    """In tokens, prompt and answer together; longer rows are left out and counted."""
 
     def lines(self, recipe: RunConfig) -> Iterator[str]:
         """Override lines. A training option that is filled in holds for every arm, whatever the recipe says of it."""
@@ -69,19 +65,12 @@ class TrainPart(FormPart):
 class EvaluatePart(FormPart):
     """What base and arms are measured on."""
 
-    benchmarks: list[Benchmark] = Field(
-        default=[], title="Benchmarks",
-        description="What must not be forgotten. None chosen: the benchmarks of the recipe. Others: see More changes.",
-        json_schema_extra={"uniqueItems": True},
-    )  # fmt: skip
-    limit: int | None = Field(
-        default=None, gt=0, title="Items a task",
-        description="For a quick look: only the first so many of each (MMLU is 57 tasks). Empty: as the recipe says.",
-    )  # fmt: skip
-    max_task_rows: int | None = Field(
-        default=None, gt=0, title="Test rows",
-        description="Use at most so many held-out rows of the data. Empty: as the recipe says.",
-    )  # fmt: skip
+    benchmarks: list[Benchmark] = Field(default=[], title="Benchmarks", json_schema_extra={"uniqueItems": True})
+    """What must not be forgotten. None chosen: the benchmarks of the recipe. Others: see More changes."""
+    limit: int | None = Field(default=None, gt=0, title="Items a task")
+    """For a quick look: only the first so many of each (MMLU is 57 tasks). Empty: as the recipe says."""
+    max_task_rows: int | None = Field(default=None, gt=0, title="Test rows")
+    """Use at most so many held-out rows of the data. Empty: as the recipe says."""
 
     def lines(self, recipe: RunConfig) -> Iterator[str]:
         """Override lines."""
@@ -103,11 +92,8 @@ class PromotionPart(FormPart):
         description="Against the base model, ruled out on every benchmark: 0.02 is two points. Empty: as the recipe "
         "says, else 0.02.",
     )  # fmt: skip
-    task_margin: float | None = Field(
-        default=None, gt=0, lt=1, title="Largest loss on the task",
-        description="Against the base model and the adapter promoted now: 0.01 is one point. Empty: as the recipe "
-        "says, else 0.01.",
-    )  # fmt: skip
+    task_margin: float | None = Field(default=None, gt=0, lt=1, title="Largest loss on the task")
+    """Against the base model and the adapter promoted now: 0.01 is one point. Empty: as the recipe says, else 0.01."""
     train_on: Literal["as in the recipe", "all", "new"] = Field(
         default="as in the recipe", title="Rows to train on",
         description="all: a fresh adapter on all rows. new: go on from the promoted adapter, on the rows that it has "

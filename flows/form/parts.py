@@ -46,7 +46,10 @@ class FormPart(BaseModel):
     """
 
     KEYS: ClassVar[Keys] = {}
-    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True, json_schema_extra=_for_the_form)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", str_strip_whitespace=True, json_schema_extra=_for_the_form,
+        use_attribute_docstrings=True,
+    )  # fmt: skip
 
     def keys_set(self, above: str = "") -> Iterator[tuple[str, str]]:
         """The keys of a recipe that are filled in, each with the title of its field.
@@ -73,28 +76,22 @@ class DataPart(FormPart):
         description="File, folder, glob or s3:// address of JSONL, JSON, CSV or Parquet, as the worker sees it. It "
         "replaces all data of the recipe. Empty: the recipe's data.",
     )  # fmt: skip
-    hub: str | None = Field(
-        default=None, title="Hub dataset", description="Instead of a path: a dataset id on the Hugging Face Hub."
-    )
-    reader: ReaderName = Field(
-        default="auto", title="Format", description="Of your rows. auto: a plain table with the columns named below."
-    )
+    hub: str | None = Field(default=None, title="Hub dataset")
+    """Instead of a path: a dataset id on the Hugging Face Hub."""
+    reader: ReaderName = Field(default="auto", title="Format")
+    """Of your rows. auto: a plain table with the columns named below."""
     task: Task = Field(
         default="open", title="Task",
         description="What a row asks for: a question with its document (grounded_qa), a free instruction (open), a "
         "number, or one of several choices.",
     )  # fmt: skip
     question: str = Field(default="question", title="Question column", description="Holds the question or instruction.")
-    answer: str = Field(
-        default="answer", title="Answer column", description="Holds the right answer: a text, or a list of them."
-    )
-    document: str | None = Field(
-        default=None, title="Document column", description="Holds the document that the answer stands in, if any."
-    )
-    limit: int | None = Field(
-        default=None, gt=0, title="Rows",
-        description="Use at most so many rows of each data source, yours or the recipe's. Empty: as the recipe says.",
-    )  # fmt: skip
+    answer: str = Field(default="answer", title="Answer column")
+    """Holds the right answer: a text, or a list of them."""
+    document: str | None = Field(default=None, title="Document column")
+    """Holds the document that the answer stands in, if any."""
+    limit: int | None = Field(default=None, gt=0, title="Rows")
+    """Use at most so many rows of each data source, yours or the recipe's. Empty: as the recipe says."""
 
     def lines(self, recipe: RunConfig) -> Iterator[str]:
         """Override lines.
@@ -137,14 +134,10 @@ class ModelPart(FormPart):
         default=AS_IN_RECIPE, title="Engine", description=f"What runs the model. {described()}.",
         json_schema_extra={"enum": [AS_IN_RECIPE, *(kind.name for kind in engine_kinds())]},
     )  # fmt: skip
-    urls: list[str] = Field(
-        default=[], title="Server addresses", description="For engine openai: addresses such as http://host:8000/v1."
-    )
-    max_new_tokens: int | None = Field(
-        default=None, gt=0, title="Longest answer",
-        description="In tokens, when the training questions are answered and when arms are tested. Empty: as the "
-        "recipe says.",
-    )  # fmt: skip
+    urls: list[str] = Field(default=[], title="Server addresses")
+    """For engine openai: addresses such as http://host:8000/v1."""
+    max_new_tokens: int | None = Field(default=None, gt=0, title="Longest answer")
+    """In tokens, when the training questions are answered and when arms are tested. Empty: as the recipe says."""
 
     def lines(self, recipe: RunConfig) -> Iterator[str]:
         """Override lines. Another kind of engine starts from that kind's defaults."""
@@ -166,22 +159,17 @@ class JudgePart(FormPart):
         "rules_only": ("judge.llm", "judge.contains_gold"), "model": ("judge.llm.judges",),
         "threshold": ("judge.llm.threshold",),
     }  # fmt: skip
-    rules_only: bool = Field(
-        default=False, title="Rules alone", description="Judge by rules only, though the recipe has a judge model."
-    )
+    rules_only: bool = Field(default=False, title="Rules alone")
+    """Judge by rules only, though the recipe has a judge model."""
     model: str | None = Field(
         default=None, title="Judge model",
         description="Judges what the rules leave open: a folder, a Hub id, or with engine openai a name on the "
         "server. Empty: the recipe's, or none.",
     )  # fmt: skip
-    threshold: float | None = Field(
-        default=None, gt=0, le=1, title="Threshold",
-        description="Accept an answer from this probability on, as the judge model sees it: above 0, up to 1.",
-    )  # fmt: skip
-    min_token_recall: float | None = Field(
-        default=None, gt=0, le=1, title="Token recall",
-        description="A rule: accept an answer that has at least this share of the right answer's words.",
-    )  # fmt: skip
+    threshold: float | None = Field(default=None, gt=0, le=1, title="Threshold")
+    """Accept an answer from this probability on, as the judge model sees it: above 0, up to 1."""
+    min_token_recall: float | None = Field(default=None, gt=0, le=1, title="Token recall")
+    """A rule: accept an answer that has at least this share of the right answer's words."""
 
     def lines(self, recipe: RunConfig) -> Iterator[str]:
         """Override lines.

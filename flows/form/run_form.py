@@ -34,29 +34,20 @@ class RunForm(FormPart):
         description="What to run. " + " ".join(f"• {name}: {purpose}" for name, purpose in shipped().items()),
         json_schema_extra={"enum": list(shipped())},
     )  # fmt: skip
-    name: str | None = Field(
-        default=None, pattern=r"^([a-z0-9][a-z0-9_-]*)?$", title="Name",
-        description="Shown in lists and on the report: small letters, digits and dashes. Empty: the recipe's.",
-    )  # fmt: skip
-    data: DataPart = Field(
-        default_factory=DataPart, title="Data", description="Data of your own, and how many rows to use."
-    )
-    model: ModelPart = Field(
-        default_factory=ModelPart, title="Model", description="The model to fine-tune, and what runs it."
-    )
-    judge: JudgePart = Field(
-        default_factory=JudgePart, title="Judge", description="Which of the model's own answers are good enough."
-    )
-    train: TrainPart = Field(
-        default_factory=TrainPart, title="Training", description="What is compared, and how it is trained."
-    )
-    evaluate: EvaluatePart = Field(
-        default_factory=EvaluatePart, title="Evaluation", description="What base model and arms are measured on."
-    )
-    promotion: PromotionPart = Field(
-        default_factory=PromotionPart, title="Promotion",
-        description="Whether an adapter of this run may take the place of the one that is promoted now.",
-    )  # fmt: skip
+    name: str | None = Field(default=None, pattern=r"^([a-z0-9][a-z0-9_-]*)?$", title="Name")
+    """Shown in lists and on the report: small letters, digits and dashes. Empty: the recipe's."""
+    data: DataPart = Field(default_factory=DataPart, title="Data")
+    """Data of your own, and how many rows to use."""
+    model: ModelPart = Field(default_factory=ModelPart, title="Model")
+    """The model to fine-tune, and what runs it."""
+    judge: JudgePart = Field(default_factory=JudgePart, title="Judge")
+    """Which of the model's own answers are good enough."""
+    train: TrainPart = Field(default_factory=TrainPart, title="Training")
+    """What is compared, and how it is trained."""
+    evaluate: EvaluatePart = Field(default_factory=EvaluatePart, title="Evaluation")
+    """What base model and arms are measured on."""
+    promotion: PromotionPart = Field(default_factory=PromotionPart, title="Promotion")
+    """Whether an adapter of this run may take the place of the one that is promoted now."""
     execution: Literal["as in the recipe", "inline", "deployments"] = Field(
         default="as in the recipe", title="Where steps run",
         description="inline: all on the worker that takes this run. deployments: each step on the work pool it is "

@@ -54,14 +54,12 @@ class SourceConfig(Section):
     hub_split: str = Field(default="train", description="Split of the Hub dataset")
     revision: str | None = Field(default=None, description="Hub revision; a commit id pins it")
     reader: ReaderName = Field(default="auto", description=f"Format of the rows. auto: as rows; {_READERS}")
-    documents: str | None = Field(
-        default=None, description="MultiDoc2Dial: the documents file", json_schema_extra=RUNTIME
-    )
+    documents: str | None = Field(default=None, json_schema_extra=RUNTIME)
+    """MultiDoc2Dial: the documents file"""
     fields: FieldsConfig = Field(default=FieldsConfig(), title="Columns", description="Which column holds what")
     task: Task = Field(default="open", description="What a row asks for; decides prompt, rules and metrics")
-    split: Literal["auto", "train", "test"] = Field(
-        default="auto", description="auto: by content hash, `test_share` of the rows are held out"
-    )
+    split: Literal["auto", "train", "test"] = "auto"
+    """auto: by content hash, `test_share` of the rows are held out"""
     domain: Literal["in", "out"] = Field(default="in", description="out: a test of transfer, never trained on")
     prompt: str | None = Field(default=None, description="Prompt template: a shipped name or a file; default by task")
     limit: int | None = Field(default=None, gt=0, description="Keep so many rows, chosen by content hash")
@@ -85,18 +83,14 @@ class DataConfig(Section):
         default=(SourceConfig(name="lab", reader="lab", task="grounded_qa"),), min_length=1, description="Datasets"
     )
     test_share: float = Field(default=0.2, gt=0, lt=1, description="Share held out where `split` is auto")
-    refusal: str = Field(
-        default="I cannot find this in the document.", description="Gold answer of an unanswerable question"
-    )
+    refusal: str = "I cannot find this in the document."
+    """Gold answer of an unanswerable question"""
     max_prompt_chars: int = Field(default=24_000, gt=0, description="Longer prompts are dropped and counted")
     lab_rows: int = Field(default=1600, gt=0, description="Lab only: training rows to draw")
     seed: int = Field(default=0, description="Lab only: seed of the draw")
 
     @model_validator(mode="after")
     def _lab_only(self) -> DataConfig:
-        if any(reader_of(source.reader).draws for source in self.sources):
-            return self
-        for name in ("lab_rows", "seed"):
-            if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"{name} has no effect without a source whose reader is lab. Remove it.")
+        if not any(reader_of(source.reader).draws for source in self.sources):
+            self.refuse_unread(["lab_rows", "seed"], "without a source whose reader is lab")
         return self

@@ -15,11 +15,8 @@ class GenerateConfig(Section):
     top_p: float = Field(default=1.0, gt=0, le=1, description="Nucleus sampling")
     n_samples: int = Field(default=1, gt=0, description="Answers per prompt; more than one needs a temperature")
     seed: int = Field(default=0, description="Seed of sampling")
-    max_failed_share: float = Field(
-        default=0.05, ge=0, le=1,
-        description="The step fails when more rows than this have no output; so does that of likelihoods",
-        json_schema_extra=RUNTIME,
-    )  # fmt: skip
+    max_failed_share: float = Field(default=0.05, ge=0, le=1, json_schema_extra=RUNTIME)
+    """The step fails when more rows than this have no output; so does that of likelihoods"""
 
     @model_validator(mode="after")
     def _samples_differ(self) -> GenerateConfig:
@@ -36,7 +33,5 @@ class RewriteConfig(Section):
     temperature: float = Field(default=0.0, ge=0, description="0 is greedy")
     top_p: float = Field(default=1.0, gt=0, le=1, description="Nucleus sampling")
     seed: int = Field(default=0, description="Seed of sampling")
-    max_failed_share: float = Field(
-        default=0.05, ge=0, le=1, description="The step fails when more of its rows than this have no output",
-        json_schema_extra=RUNTIME,
-    )  # fmt: skip
+    max_failed_share: float = Field(default=0.05, ge=0, le=1, json_schema_extra=RUNTIME)
+    """The step fails when more of its rows than this have no output"""

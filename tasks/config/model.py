@@ -15,13 +15,11 @@ from tasks.errors import ConfigError
 class ModelConfig(Section):
     """The model that answers the training prompts and is then fine-tuned."""
 
-    base: str = Field(
-        default="lab", description="`lab`, a folder, or a Hub id such as mistralai/Mistral-7B-Instruct-v0.2"
-    )
+    base: str = "lab"
+    """`lab`, a folder, or a Hub id such as mistralai/Mistral-7B-Instruct-v0.2"""
     revision: str | None = Field(default=None, description="Hub revision; a commit id pins it")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="auto", description="auto: bfloat16 on a GPU that has it, float32 on a CPU"
-    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto: bfloat16 on a GPU that has it, float32 on a CPU"""
 
 
 def _list_kinds(schema: JsonDict) -> None:
@@ -38,42 +36,29 @@ class EngineConfig(Section):
 
     kind: str = Field(default=DEFAULT_KIND, description=described(), json_schema_extra=_list_kinds)
     batch_tokens: int = Field(default=16_384, gt=0, description="transformers: most tokens in a batch, with padding")
-    urls: tuple[str, ...] = Field(
-        default=(),
-        description="openai: base URLs such as http://host:8000/v1; the least loaded one is asked",
-        json_schema_extra=RUNTIME,
-    )
-    served_model: str | None = Field(
-        default=None, description="openai: the model's name on the servers; null: model.base, or their only model"
-    )
-    api_key_env: str | None = Field(
-        default=None, description="openai: the environment variable that holds the API key", json_schema_extra=RUNTIME
-    )
-    python: str | None = Field(
-        default=None, description="vllm: Python of its environment; null: SSR_VLLM_PYTHON, or that of `make engine`",
-        json_schema_extra=RUNTIME,
-    )  # fmt: skip
-    tensor_parallel: int = Field(
-        default=1, gt=0, description="vllm: GPUs that share a model", json_schema_extra=RUNTIME
-    )
+    urls: tuple[str, ...] = Field(default=(), json_schema_extra=RUNTIME)
+    """openai: base URLs such as http://host:8000/v1; the least loaded one is asked"""
+    served_model: str | None = None
+    """openai: the model's name on the servers; null: model.base, or their only model"""
+    api_key_env: str | None = Field(default=None, json_schema_extra=RUNTIME)
+    """openai: the environment variable that holds the API key"""
+    python: str | None = Field(default=None, json_schema_extra=RUNTIME)
+    """vllm: Python of its environment; null: SSR_VLLM_PYTHON, or that of `make engine`"""
+    tensor_parallel: int = Field(default=1, gt=0, json_schema_extra=RUNTIME)
+    """vllm: GPUs that share a model"""
     data_parallel: int = Field(default=1, gt=0, description="vllm: copies of the model", json_schema_extra=RUNTIME)
-    memory_share: float = Field(
-        default=0.9, gt=0, le=1, description="vllm: share of a GPU's memory that it may use", json_schema_extra=RUNTIME
-    )
+    memory_share: float = Field(default=0.9, gt=0, le=1, json_schema_extra=RUNTIME)
+    """vllm: share of a GPU's memory that it may use"""
     max_context: int | None = Field(default=None, gt=0, description="vllm: longest prompt with its answer, in tokens")
-    quantization: str | None = Field(
-        default=None, description="vllm: quantization of the weights, such as fp8, awq or bitsandbytes"
-    )
+    quantization: str | None = None
+    """vllm: quantization of the weights, such as fp8, awq or bitsandbytes"""
     extra_args: tuple[str, ...] = Field(default=(), description="vllm: more flags of its server, one word each")
-    concurrency: int = Field(
-        default=512, gt=0, description="vllm, openai: rows in flight at a time", json_schema_extra=RUNTIME
-    )
-    timeout_seconds: float = Field(
-        default=600, gt=0, description="vllm, openai: longest wait for an answer", json_schema_extra=RUNTIME
-    )
-    start_timeout_seconds: float = Field(
-        default=1200, gt=0, description="vllm: longest wait for the server to be ready", json_schema_extra=RUNTIME
-    )
+    concurrency: int = Field(default=512, gt=0, json_schema_extra=RUNTIME)
+    """vllm, openai: rows in flight at a time"""
+    timeout_seconds: float = Field(default=600, gt=0, json_schema_extra=RUNTIME)
+    """vllm, openai: longest wait for an answer"""
+    start_timeout_seconds: float = Field(default=1200, gt=0, json_schema_extra=RUNTIME)
+    """vllm: longest wait for the server to be ready"""
 
     @model_validator(mode="before")
     @classmethod
@@ -104,10 +89,10 @@ class EngineConfig(Section):
     @model_validator(mode="after")
     def _only_what_the_kind_reads(self) -> EngineConfig:
         kind = engine_kind(self.kind)
-        for name, field in type(self).model_fields.items():
-            if name not in {"kind", *kind.reads} and getattr(self, name) != field.default:
-                raise ValueError(f"{name} has no effect with kind {self.kind}. Remove it.")
-            if name in kind.needs and getattr(self, name) == field.default:
+        unread = [name for name in type(self).model_fields if name not in {"kind", *kind.reads}]
+        self.refuse_unread(unread, f"with kind {self.kind}")
+        for name in kind.needs:
+            if getattr(self, name) == type(self).model_fields[name].default:
                 raise ValueError(f"kind {self.kind} needs `{name}`")
         return self
 

@@ -20,18 +20,12 @@ from tasks.policies import POLICIES
 class ExecutionConfig(Section):
     """Where and how wide the steps run."""
 
-    workers: int = Field(
-        default=1, gt=0, description="Steps that may run at once; with a GPU and steps inline, always one",
-        json_schema_extra=RUNTIME,
-    )  # fmt: skip
-    threads: int | None = Field(
-        default=None, gt=0, description="CPU threads a step; null: all", json_schema_extra=RUNTIME
-    )
-    steps: Literal["inline", "deployments"] = Field(
-        default="inline",
-        description="inline: all on the machine of the run; deployments: each step on the work pool it is deployed to",
-        json_schema_extra=RUNTIME,
-    )
+    workers: int = Field(default=1, gt=0, json_schema_extra=RUNTIME)
+    """Steps that may run at once; with a GPU and steps inline, always one"""
+    threads: int | None = Field(default=None, gt=0, json_schema_extra=RUNTIME)
+    """CPU threads a step; null: all"""
+    steps: Literal["inline", "deployments"] = Field(default="inline", json_schema_extra=RUNTIME)
+    """inline: all on the machine of the run; deployments: each step on the work pool it is deployed to"""
 
     @model_validator(mode="before")
     @classmethod
@@ -47,22 +41,19 @@ class RunConfig(Section):
     engine: EngineConfig = Field(default=EngineConfig(), title="Engine", description="What runs models")
     data: DataConfig = Field(default=DataConfig(), title="Data", description="Where examples come from")
     generate: GenerateConfig = Field(default=GenerateConfig(), title="Generate", description="The base model's answers")
-    rewrite: RewriteConfig = Field(
-        default=RewriteConfig(), title="Rewrite", description="The base model's rewrites of the golds"
-    )
+    rewrite: RewriteConfig = Field(default=RewriteConfig(), title="Rewrite")
+    """The base model's rewrites of the golds"""
     judge: JudgeConfig = Field(default=JudgeConfig(), title="Judge", description="Which answers are acceptable")
-    abstention: AbstentionConfig = Field(
-        default=AbstentionConfig(), title="Abstention", description="What a refusal looks like"
-    )
+    abstention: AbstentionConfig = Field(default=AbstentionConfig(), title="Abstention")
+    """What a refusal looks like"""
     train: TrainConfig = Field(default=TrainConfig(), title="Train", description="LoRA fine-tuning")
     arms: tuple[ArmConfig, ...] = Field(
         default=(ArmConfig(name="sft", policy="gold"), ArmConfig(name="ssr", policy="ssr")),
         min_length=1, title="Arms", description="What is compared",
     )  # fmt: skip
     evaluate: EvaluateConfig = Field(default=EvaluateConfig(), title="Evaluate", description="What is measured")
-    promotion: PromotionConfig | None = Field(
-        default=None, title="Promotion", description="Which adapter `current` points to; null: nothing is promoted"
-    )
+    promotion: PromotionConfig | None = Field(default=None, title="Promotion")
+    """Which adapter `current` points to; null: nothing is promoted"""
     report: ReportConfig = Field(default=ReportConfig(), title="Report", description="What the report shows")
     execution: ExecutionConfig = Field(default=ExecutionConfig(), title="Execution", description="How wide steps run")
 
@@ -79,9 +70,8 @@ class RunConfig(Section):
     def _only_what_the_policies_read(self) -> RunConfig:
         if not self.reads("rewrites"):
             readers = " or ".join(policy.name for policy in POLICIES.values() if "rewrites" in policy.reads)
-            for name, field in RewriteConfig.model_fields.items():
-                if getattr(self.rewrite, name) != field.default:
-                    raise ValueError(f"rewrite.{name} has no effect without an arm of policy {readers}. Remove it.")
+            why = f"without an arm of policy {readers}"
+            self.rewrite.refuse_unread(RewriteConfig.model_fields, why, place="rewrite.")
         ranking = [arm for arm in self.arms if POLICIES[arm.policy].ranks_answers]
         if ranking and self.generate.n_samples == 1:
             raise ValueError(

@@ -26,34 +26,26 @@ class TrainConfig(Section):
     learning_rate: float = Field(default=2e-4, gt=0, description="Peak learning rate")
     epochs: float = Field(default=2.0, gt=0, description="Passes over the training rows")
     batch_size: int = Field(default=16, gt=0, description="Rows per optimiser step, over all devices")
-    micro_batch_size: int = Field(
-        default=4,
-        gt=0,
-        description="Rows per forward pass on a GPU; gradients of a batch are accumulated",
-        json_schema_extra=RUNTIME,
-    )
+    micro_batch_size: int = Field(default=4, gt=0, json_schema_extra=RUNTIME)
+    """Rows per forward pass on a GPU; gradients of a batch are accumulated"""
     lora_rank: int = Field(default=16, gt=0, description="LoRA rank r")
     lora_alpha: int = Field(default=32, gt=0, description="LoRA alpha")
     lora_dropout: float = Field(default=0.05, ge=0, lt=1, description="LoRA dropout")
     target_modules: str = Field(default="all-linear", description="`all-linear`, or names separated by commas")
     max_length: int = Field(default=4096, gt=0, description="Longer rows are dropped and counted")
-    scheduler: Literal["cosine", "linear", "constant_with_warmup"] = Field(
-        default="cosine", description="Learning-rate schedule"
-    )
+    scheduler: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
+    """Learning-rate schedule"""
     warmup_share: float = Field(default=0.05, ge=0, lt=1, description="Share of steps that warm up")
     weight_decay: float = Field(default=0.0, ge=0, description="Weight decay")
     max_grad_norm: float = Field(default=1.0, gt=0, description="Gradient clipping")
     seed: int = Field(default=0, description="Seed of initialisation, order and dropout")
-    packing: bool = Field(
-        default=False, description="Pack rows into sequences of max_length; batch_size then counts sequences"
-    )
-    gradient_checkpointing: bool = Field(
-        default=True, description="Trade a third more time for several times less memory", json_schema_extra=RUNTIME
-    )
+    packing: bool = False
+    """Pack rows into sequences of max_length; batch_size then counts sequences"""
+    gradient_checkpointing: bool = Field(default=True, json_schema_extra=RUNTIME)
+    """Trade a third more time for several times less memory"""
     load_in_4bit: bool = Field(default=False, description="QLoRA; needs CUDA and bitsandbytes")
-    sharding: Literal["none", "fsdp"] = Field(
-        default="none", description="fsdp: split the model over the machine's GPUs, for one that does not fit on a GPU"
-    )
+    sharding: Literal["none", "fsdp"] = "none"
+    """fsdp: split the model over the machine's GPUs, for one that does not fit on a GPU"""
     checkpoint_steps: int = Field(default=100, gt=0, description="Steps between checkpoints", json_schema_extra=RUNTIME)
 
     @model_validator(mode="after")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
+from pkgutil import resolve_name
 
 from tasks.config import EngineConfig, ModelConfig
-from tasks.engine_kinds import check_functions, engine_kind, load_function
+from tasks.engine_kinds import check_functions, engine_kind
 from tasks.engines.base import Engine
 from tasks.errors import ConfigError
 
@@ -28,7 +29,7 @@ def open_engine(
     kind = engine_kind(config.kind)
     if adapter is not None and not kind.loads_weights:
         raise ConfigError(f"engine.kind={kind.name}: an adapter cannot be put on a server elsewhere. Use vllm.")
-    opened: AbstractContextManager[Engine] = load_function(kind.opens)(model, config, work=work, adapter=adapter)
+    opened: AbstractContextManager[Engine] = resolve_name(kind.opens)(model, config, work=work, adapter=adapter)
     return opened
 
 
@@ -44,7 +45,7 @@ def shared_server(
     shares = engine_kind(config.kind).shares
     if shares is None:
         raise ConfigError(f"engine.kind={config.kind}: it does not measure several models on one server.")
-    server: AbstractContextManager[None] = load_function(shares)(model, config, work=work, adapters=adapters)
+    server: AbstractContextManager[None] = resolve_name(shares)(model, config, work=work, adapters=adapters)
     return server
 
 

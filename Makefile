@@ -64,7 +64,7 @@ format: install
 
 # What is made from the config and the commands: the page for people, and the schema for editors.
 reference: install
-	$(BIN)/ssr schema --markdown > REFERENCE.md
+	$(BIN)/python tests/reference_page.py > REFERENCE.md
 	$(BIN)/ssr schema > deployments/recipe.schema.json
 
 bench: install

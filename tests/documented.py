@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import typer
+from reference_page import held_section
 
 from flows.cli.main import app
-from flows.cli.reference import held_section
 from flows.cli.schema import Schema, recipe_schema
 from tasks.config import RunConfig
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
+from reference_page import reference
 from typer.testing import CliRunner
 
 from flows.cli.main import app
-from flows.cli.reference import reference
 from flows.cli.schema import recipe_schema
 from flows.runs.recipes import RECIPES, shipped
 from tasks.config import RunConfig, Section

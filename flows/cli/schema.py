@@ -1,30 +1,20 @@
-"""`ssr schema`: what a recipe may hold, as a JSON schema for editors or as REFERENCE.md for people.
+"""`ssr schema`: what a recipe may hold, as a JSON schema for editors.
 
-`make reference` writes both files; a test fails when they are stale.
+`make reference` writes it to a file; a test fails when that is stale.
 """
 
 from __future__ import annotations
 
-import sys
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from flows.cli.options import print_json
 
 Schema = dict[str, Any]  # Any: a JSON schema
 
 
-def schema(
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print REFERENCE.md instead of the schema.")] = False,
-) -> None:
+def schema() -> None:
     """Print the JSON schema of a recipe, with which an editor completes and checks recipes."""
-    if markdown:
-        from flows.cli.reference import reference
-
-        sys.stdout.write(reference())
-    else:
-        print_json(recipe_schema())
+    print_json(recipe_schema())
 
 
 def recipe_schema() -> Schema:

@@ -1,13 +1,18 @@
-"""REFERENCE.md: every field of a recipe and every command, made from the config and the command line themselves."""
+"""Makes REFERENCE.md: every field of a recipe and every command, from the config and the command line themselves.
+
+`make reference` writes the page, and a test fails when it is stale.
+"""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from typing import Any, Literal, get_args, get_origin
 
 import typer
 
+from flows.cli.main import app
 from flows.cli.schema import Schema, recipe_schema
 from flows.rehearsal import rehearse
 from tasks.config import RunConfig, Section, parse_recipe
@@ -144,19 +149,13 @@ def _readers() -> dict[str, list[str]]:
 
 
 def _commands() -> Iterator[str]:
-    group: Any = typer.main.get_command(_app())  # Any: typer's own copy of click is private
+    group: Any = typer.main.get_command(app)  # Any: typer's own copy of click is private
     yield "`SSR_STORE` in the environment stands for `--store`. Exit codes: 0 done, 1 failed, 2 bad input.\n"
     for name, command in _flat(group, "ssr"):
         about = " ".join((command.help or "").split())
         yield f"### `{name}`\n\n{about}\n"
         if rows := [_option(one) for one in command.params if one.name != "help"]:
             yield "| argument or option | default | what it is |\n|---|---|---|\n" + "\n".join(rows) + "\n"
-
-
-def _app() -> typer.Typer:
-    from flows.cli.main import app  # which knows this command
-
-    return app
 
 
 def _flat(command: Any, name: str) -> Iterator[tuple[str, Any]]:  # Any: as above
@@ -177,3 +176,7 @@ def _option(parameter: Any) -> str:  # Any: as above
     )
     about = (parameter.help or "") + (f" One of {', '.join(choices)}." if choices else "")
     return f"| `{names}` | {_cell(str(default))} | {_cell(about)} |"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(reference())

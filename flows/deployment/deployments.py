@@ -27,6 +27,7 @@ from tasks.errors import ConfigError
 
 PARENT = "rehearsal-pipeline/nightly"
 _ENTRY = {"name", "entrypoint", "work_pool", "parameters", "tags", "version", "concurrency_limit", "schedules"}
+_PLACE = ("work_pool_name", "work_queue_name")
 _SCHEDULE = {"slug", "schedule", "parameters", "active"}
 
 
@@ -69,23 +70,19 @@ def put_deployment(client: SyncPrefectClient, entry: Json, pull: list[Json], giv
         schedules = [DeploymentScheduleCreate(**schedule) for schedule in _schedules(entry, [])]
         client.create_deployment(client.create_flow_from_name(flow.name), entry["name"], **wanted, schedules=schedules)
         return [Change("deployment", name, "created")]
-    ours = wanted
-    wanted = {
-        **ours,
-        "parameters": {**ours["parameters"], **_without(found.parameters, given)},
-        "job_variables": _job_variables(ours["job_variables"], found.job_variables or {}),
+    merged = {
+        "parameters": {**wanted["parameters"], **_without(found.parameters, given)},
+        "job_variables": _job_variables(wanted["job_variables"], found.job_variables or {}),
     }
     kept = [
         Change("left as it is", f"{name}: {difference.path}", "kept")
-        for key in ("parameters", "job_variables")
-        for difference in differences(ours[key], wanted[key], key)
+        for key in merged
+        for difference in differences(wanted[key], merged[key], key)
     ]
+    wanted |= merged
     differing = {key: value for key, value in wanted.items() if _as_json(value) != _as_json(_found(found, key))}
-    if differing.keys() & {
-        "work_pool_name",
-        "work_queue_name",
-    }:  # the server looks for a queue in the pool sent with it
-        differing |= {key: wanted[key] for key in ("work_pool_name", "work_queue_name")}
+    if differing.keys() & set(_PLACE):  # the server looks for a queue in the pool sent with it
+        differing |= {key: wanted[key] for key in _PLACE}
     schedules_wanted = _schedules(entry, found.schedules, given)
     kept += [
         Change("left as it is", f"{name}: schedule {path}", "kept")

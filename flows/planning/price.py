@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from flows.execution.devices import gpu_remarks
 from tasks.config import EvaluateConfig, LlmJudgeConfig, ModelConfig, RunConfig
-from tasks.engines.chat_tokenizer import ChatTokenizer, UnreadableChat
+from tasks.engines.chat_tokenizer import ChatTokenizer, RefusedChat
 from tasks.errors import SsrError
 from tasks.models import load_tokenizer, model_folder, weight_files
 from tasks.tables import schema
@@ -258,7 +258,7 @@ def _lengths(model: ModelConfig, examples: Path) -> Lengths:
     n_sampled, pairs = 0, []
     for row in islice(rows, _SAMPLE_ROWS):
         n_sampled += 1
-        with suppress(UnreadableChat):
+        with suppress(RefusedChat):
             pairs.append(reader.with_answer(row["messages"], row["golds"][0]))
     n = max(1, len(pairs))
     prompt, gold = (sum(len(pair[i]) for pair in pairs) / n for i in (0, 1))

@@ -17,14 +17,27 @@ if TYPE_CHECKING:
 _ANY_QUESTION: Message = {"role": "user", "content": "?"}
 
 
-class UnreadableChat(ValueError):
-    """The model's template refuses a chat, such as one whose roles do not alternate. The text is a row's problem."""
+class RefusedChat(ValueError):
+    """A chat that the model cannot take: its template refuses it, or it is too long. The text is a row's problem."""
+
+
+def check_fits(n_prompt: int, n_new: int, context: int | None) -> None:
+    """Refuse a prompt that does not fit into the model's context together with its answer.
+
+    Args:
+        context: In tokens; None where only the server knows.
+
+    Raises:
+        RefusedChat: It does not fit.
+    """
+    if context is not None and n_prompt + n_new > context:
+        raise RefusedChat(f"context_overflow: {n_prompt} prompt + {n_new} new tokens > {context}")
 
 
 class ChatTokenizer:
     """Turns chats into token ids with a model's own tokenizer and template.
 
-    Every method raises UnreadableChat for a chat that the template refuses.
+    Every method raises RefusedChat for a chat that the template refuses.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -70,7 +83,7 @@ class ChatTokenizer:
                 [dict(m) for m in messages], tokenize=False, add_generation_prompt=prompt
             )
         except (TemplateError, TypeError) as error:
-            raise UnreadableChat(f"chat_template: {error}") from error
+            raise RefusedChat(f"chat_template: {error}") from error
         assert isinstance(text, str)  # it is, with tokenize=False and one chat
         return text
 

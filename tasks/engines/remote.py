@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import aiohttp
 
 from tasks.engines.base import Continuation, Likelihood, Reply, Request, Sampling
-from tasks.engines.chat_tokenizer import UnreadableChat
+from tasks.engines.chat_tokenizer import RefusedChat, check_fits
 from tasks.engines.replicas import Connection, Replicas
 from tasks.engines.streaming import stream
 from tasks.engines.wire import (
@@ -87,20 +87,17 @@ class RemoteEngine:
         for row in rows:
             try:
                 ids = self._connection.tokenizer.ids(row.messages)
-            except UnreadableChat as error:
-                refused.append(Reply(row.key, None, problem=str(error), retryable=False))
-                continue
-            if problem := self._overflow(len(ids), sampling.max_new_tokens):
-                refused.append(Reply(row.key, None, problem=problem, retryable=False))
-            else:
+                check_fits(len(ids), sampling.max_new_tokens, self._connection.context)
                 fitting.append((row, ids))
+            except RefusedChat as error:
+                refused.append(Reply(row.key, None, problem=str(error), retryable=False))
         return refused + (await self._complete_fitting(session, fitting, sampling) if fitting else [])
 
     async def _complete_fitting(
         self, session: aiohttp.ClientSession, rows: list[tuple[Request, list[int]]], sampling: Sampling
     ) -> list[Reply]:
         def request_body() -> Json:
-            return {"prompt": [ids for _, ids in rows], "seed": rows[0][0].seed % 2**31} | self._decoding(sampling)
+            return {"prompt": [ids for _, ids in rows], "seed": rows[0][0].seed % 2**31} | self._token_fields(sampling)
 
         found = await self._post(session, "completions", request_body, len(rows))
         if isinstance(found, Failure):
@@ -119,10 +116,8 @@ class RemoteEngine:
             replies.append(reply_from(row.key, choice, len(ids), n_new, None))
         return replies
 
-    def _decoding(self, sampling: Sampling) -> Json:
-        body: Json = {
-            "max_tokens": sampling.max_new_tokens, "temperature": sampling.temperature, "top_p": sampling.top_p,
-        }  # fmt: skip
+    def _token_fields(self, sampling: Sampling) -> Json:
+        body = _decoding(sampling)
         if self._connection.is_vllm:
             body["return_token_ids"] = True
         tokens = list(self._first_tokens(sampling.choices).values()) if sampling.choices and self._constrained else []
@@ -148,13 +143,8 @@ class RemoteEngine:
         logprobs = choice.logprobs or Logprobs()
         generated = logprobs.tokens or [f"token_id:{token}" for token in choice.token_ids or ()]
         top = (logprobs.top_logprobs or [None])[0]
-        reply = reply_from(
-            key,
-            choice,
-            n_prompt,
-            len(generated) or None,
-            choice_logprobs(top, names, generated[0]) if top and generated else None,
-        )
+        probable = choice_logprobs(top, names, generated[0]) if top and generated else None
+        reply = reply_from(key, choice, n_prompt, len(generated) or None, probable)
         picked = next((c for c, name in names.items() if generated == [name]), None)
         if picked is None or reply.problem:
             return reply
@@ -162,10 +152,7 @@ class RemoteEngine:
 
     async def _chat(self, session: aiohttp.ClientSession, row: Request, sampling: Sampling) -> list[Reply]:
         def request_body() -> Json:
-            body: Json = {
-                "messages": row.messages, "max_tokens": sampling.max_new_tokens, "temperature": sampling.temperature,
-                "top_p": sampling.top_p, "seed": row.seed % 2**31,
-            }  # fmt: skip
+            body = {"messages": row.messages, "seed": row.seed % 2**31} | _decoding(sampling)
             if sampling.choices and self._with_logprobs:
                 body |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
             if sampling.choices and self._constrained:
@@ -183,12 +170,11 @@ class RemoteEngine:
         assert self._connection.tokenizer is not None  # likelihoods has checked it
         try:
             prompt, answer = self._connection.tokenizer.with_answer(row.messages, row.text)
-        except UnreadableChat as error:
+            check_fits(len(prompt), len(answer) + 1, self._connection.context)
+        except RefusedChat as error:
             return [Likelihood(row.key, None, str(error), retryable=False)]
         if not answer:
             return [Likelihood(row.key, None, "empty_answer: it has no token to measure", retryable=False)]
-        if problem := self._overflow(len(prompt), len(answer) + 1):
-            return [Likelihood(row.key, None, problem, retryable=False)]
         body = {"prompt": [prompt + answer], "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
         found = await self._post(session, "completions", lambda: body, 1)
         if isinstance(found, Failure):
@@ -199,11 +185,6 @@ class RemoteEngine:
         if len(entries) != len(answer) or len(logprobs) != len(answer):
             return [Likelihood(row.key, None, "no_prompt_logprobs: the server gives none", retryable=False)]
         return [Likelihood(row.key, -sum(logprobs) / len(answer))]
-
-    def _overflow(self, n_prompt: int, n_new: int) -> str | None:
-        if self._connection.context is None or n_prompt + n_new <= self._connection.context:
-            return None
-        return f"context_overflow: {n_prompt} prompt + {n_new} new tokens > {self._connection.context}"
 
     async def _post(
         self, session: aiohttp.ClientSession, path: str, request_body: Callable[[], Json], n_rows: int
@@ -232,12 +213,11 @@ class RemoteEngine:
         answer: Callable[[aiohttp.ClientSession, list[Item]], Awaitable[list[Found]]],
     ) -> Iterator[Found]:  # fmt: skip
         n_places = max(1, self._connection.concurrency // rows_a_request)
-        return stream(_groups(rows, rows_a_request), n_places, self._replicas.session, answer)
+        return stream(iter(lambda: list(islice(rows, rows_a_request)), []), n_places, self._replicas.session, answer)
 
 
-def _groups(rows: Iterator[Item], n: int) -> Iterator[list[Item]]:
-    while group := list(islice(rows, n)):
-        yield group
+def _decoding(sampling: Sampling) -> Json:
+    return {"max_tokens": sampling.max_new_tokens, "temperature": sampling.temperature, "top_p": sampling.top_p}
 
 
 def _refused_field(failure: Failure, body: Json) -> str | None:

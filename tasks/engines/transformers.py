@@ -7,15 +7,15 @@ resumed step repeats an unfinished batch as a whole, which gives the same bits.
 from __future__ import annotations
 
 import logging
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from tasks.config import EngineConfig, ModelConfig
-from tasks.engines.base import Continuation, Engine, Likelihood, LoadedModel, Message, Reply, Request, Sampling
-from tasks.engines.chat_tokenizer import ChatTokenizer, UnreadableChat
+from tasks.engines.base import Continuation, Engine, Likelihood, LoadedModel, Reply, Request, Sampling
+from tasks.engines.chat_tokenizer import ChatTokenizer, RefusedChat, check_fits
 from tasks.models import best_device, context_length, load_model, load_tokenizer, model_folder
 
 if TYPE_CHECKING:
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 WINDOW_ROWS = 4_096  # rows that are sorted by length together: enough to fill batches, and memory stays constant
+_PLANNED_NEW_TOKENS = 32  # of an answer, when batches are planned
+
+Asked = TypeVar("Asked", Request, Continuation)
+Found = TypeVar("Found", Reply, Likelihood)
 
 
 @contextmanager
@@ -48,33 +52,34 @@ class TransformersEngine:
         self._chat_tokenizer = ChatTokenizer(self.tokenizer)
         self._batch_tokens = batch_tokens
         self._context = context_length(model_folder(model))
-        self._max_new_tokens_planned = 32
 
     def generate(
         self, requests: Iterable[Request], sampling: Sampling, *, done: Container[str] = ()
     ) -> Iterator[Reply]:
         """Answer in batches of similar length; a batch with an unfinished row is repeated as a whole."""
-        pending = iter(requests)
-        while window := list(islice(pending, WINDOW_ROWS)):
-            for batch in self.batches(window):
-                if all(request.key in done for request in batch):
-                    continue
-                yield from (reply for reply in self._answer(batch, sampling) if reply.key not in done)
+        return self._by_batch(requests, done, lambda batch: self._answer(batch, sampling))
 
     def measured_model(self) -> LoadedModel:
         """The model, with its adapter, and its tokenizer."""
         return LoadedModel(self.model, self.tokenizer)
 
-    def batches(self, requests: list[Request]) -> list[list[Request]]:
-        """Requests of similar length together, as many as fit into `batch_tokens`; equal lengths are sorted by key."""
-        # Lengths are counted in characters, which is cheap: only their order matters much.
-        measured = sorted((sum(len(m["content"]) for m in r.messages), r.key, r) for r in requests)
-        made: list[list[Request]] = []
-        for n_chars, _, request in measured:
-            padded = (n_chars // 3 + self._max_new_tokens_planned) * (len(made[-1]) + 1 if made else 1)
+    def _by_batch(
+        self, rows: Iterable[Asked], done: Container[str], answer: Callable[[list[Asked]], Iterator[Found]]
+    ) -> Iterator[Found]:
+        pending = iter(rows)
+        while window := list(islice(pending, WINDOW_ROWS)):
+            for batch in self.batches(window):
+                if not all(row.key in done for row in batch):
+                    yield from (found for found in answer(batch) if found.key not in done)
+
+    def batches(self, rows: list[Asked]) -> list[list[Asked]]:
+        """Rows of similar length together, as many as fit into `batch_tokens`; equal lengths are sorted by key."""
+        made: list[list[Asked]] = []
+        for row in sorted(rows, key=lambda row: (_n_characters(row), row.key)):
+            padded = (_n_characters(row) // 3 + _PLANNED_NEW_TOKENS) * (len(made[-1]) + 1 if made else 1)
             if not made or padded > self._batch_tokens:
                 made.append([])
-            made[-1].append(request)
+            made[-1].append(row)
         return made
 
     def _answer(self, batch: list[Request], sampling: Sampling) -> Iterator[Reply]:
@@ -83,16 +88,10 @@ class TransformersEngine:
         for request in batch:
             try:
                 ids = self._chat_tokenizer.ids(request.messages)
-            except UnreadableChat as error:
-                yield Reply(request.key, None, problem=str(error), retryable=False)
-                continue
-            if len(ids) + sampling.max_new_tokens > self._context:
-                yield Reply(
-                    request.key, None, problem=overflow(len(ids), sampling.max_new_tokens, self._context),
-                    retryable=False,
-                )  # fmt: skip
-            else:
+                check_fits(len(ids), sampling.max_new_tokens, self._context)
                 fitting.append((request, ids))
+            except RefusedChat as error:
+                yield Reply(request.key, None, problem=str(error), retryable=False)
         if fitting and sampling.choices:
             yield from self._choose(fitting, sampling.choices)
         elif fitting:
@@ -108,12 +107,9 @@ class TransformersEngine:
             options = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
         with torch.inference_mode():
             generated = self.model.generate(
-                input_ids=padded["input_ids"],
-                attention_mask=padded["attention_mask"],
-                max_new_tokens=sampling.max_new_tokens,
-                pad_token_id=self.tokenizer.pad_token_id,
-                **options,
-            )
+                input_ids=padded["input_ids"], attention_mask=padded["attention_mask"],
+                max_new_tokens=sampling.max_new_tokens, pad_token_id=self.tokenizer.pad_token_id, **options,
+            )  # fmt: skip
         new_ids = generated[:, padded["input_ids"].shape[1] :].tolist()
         for (request, prompt_ids), ids in zip(batch, new_ids, strict=True):
             yield self._reply(request.key, len(prompt_ids), ids)
@@ -146,29 +142,17 @@ class TransformersEngine:
 
     def likelihoods(self, continuations: Iterable[Continuation], *, done: Container[str] = ()) -> Iterator[Likelihood]:
         """Measure in batches of similar length; a batch with an unfinished row is repeated as a whole."""
-        pending = iter(continuations)
-        while window := list(islice(pending, WINDOW_ROWS)):
-            by_key = {c.key: c for c in window}
-            as_requests = [Request(c.key, [*c.messages, _assistant(c.text)], 0) for c in window]
-            for batch in self.batches(as_requests):
-                if all(request.key in done for request in batch):
-                    continue
-                measured = self._measure([by_key[request.key] for request in batch])
-                yield from (found for found in measured if found.key not in done)
+        return self._by_batch(continuations, done, self._measure)
 
     def _measure(self, batch: list[Continuation]) -> Iterator[Likelihood]:
         rows = []
         for one in batch:
             try:
                 prompt, answer = self._chat_tokenizer.with_answer(one.messages, one.text)
-            except UnreadableChat as error:
-                yield Likelihood(one.key, None, str(error), retryable=False)
-                continue
-            if len(prompt) + len(answer) > self._context:
-                problem = overflow(len(prompt), len(answer), self._context)
-                yield Likelihood(one.key, None, problem, retryable=False)
-            else:
+                check_fits(len(prompt), len(answer), self._context)
                 rows.append((one.key, prompt, answer))
+            except RefusedChat as error:
+                yield Likelihood(one.key, None, str(error), retryable=False)
         lengths = {key: len(answer) for key, _, answer in rows}
         for key, logprob in (self._logprobs(rows) if rows else {}).items():
             yield Likelihood(key, -logprob / lengths[key])
@@ -191,6 +175,11 @@ class TransformersEngine:
         return {key: float(by_token[i, longest - len(answer) :].sum()) for i, (key, _, answer) in enumerate(rows)}
 
 
+def _n_characters(row: Request | Continuation) -> int:
+    """The length of a row: characters are cheap to count, and only the order of lengths matters much."""
+    return sum(len(turn["content"]) for turn in row.messages) + (len(row.text) if isinstance(row, Continuation) else 0)
+
+
 def _neutral(config: GenerationConfig) -> GenerationConfig:
     """The tokens that end an answer, without other settings of the model's repository, such as a penalty.
 
@@ -201,12 +190,3 @@ def _neutral(config: GenerationConfig) -> GenerationConfig:
     return GenerationConfig(
         bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
     )
-
-
-def overflow(n_prompt: int, n_new: int, context: int) -> str:
-    """The problem of a row that does not fit into the model's context."""
-    return f"context_overflow: {n_prompt} prompt + {n_new} new tokens > {context}"
-
-
-def _assistant(text: str) -> Message:
-    return {"role": "assistant", "content": text}

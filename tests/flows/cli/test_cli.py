@@ -82,7 +82,7 @@ def test_forcing_a_step_that_does_not_exist_is_refused(recipe: Callable[..., str
     ("content", "expected"),
     [
         ('{"question": "a", "answer": "1"}\n{"question": \n', "line 2"),
-        ("", "empty"),
+        ("", "there is no row in it"),
         ('{"question": "a"}\n', "answer"),
         ('{"question": "a", "answer": {"x": 1}}\n', "answer"),
         ('{"question": "", "answer": "1"}\n', "no_question"),

@@ -19,7 +19,7 @@ from flows.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from flows.planning.price import Line
+    from flows.planning.price import WorkEstimate
 
 
 def plan(
@@ -28,7 +28,7 @@ def plan(
 ) -> None:  # fmt: skip
     """Say what a run would do, and why, before any GPU is touched. Ingests new data, so that rows can be counted."""
     from flows.planning.price import assumptions, price
-    from flows.planning.questions import questions
+    from flows.planning.questions import count_questions
     from flows.planning.reasons import plan_lines
     from flows.promotion.advance import current_for
     from flows.rehearsal import plan_steps
@@ -40,7 +40,7 @@ def plan(
     planned = plan_steps(config, current_for(opened, config))
     lines = plan_lines(opened, planned, set(force or []))
     examples = opened.fetch(planned[0].execute(opened)) / "examples.parquet"
-    answers, rewrites = questions(opened, config, planned, examples)
+    answers, rewrites = count_questions(opened, config, planned, examples)
     prices = price(config, examples, n_missing=answers.n_missing)
     if as_json:
         counts: dict[str, int | None] = {"rows": answers.n_rows, "rows_to_generate": answers.n_missing}
@@ -61,7 +61,7 @@ def plan(
     _show_prices(prices)
 
 
-def _show_prices(prices: list[Line]) -> None:
+def _show_prices(prices: list[WorkEstimate]) -> None:
     from flows.planning.price import assumptions
 
     table = Table("estimate", "rows", "prompt tokens", "new tokens", "GPU hours", box=None)

@@ -1,7 +1,7 @@
-"""Credentials of the store by name: a Prefect block that holds them, so that parameters and manifests never do.
+"""Credentials of the store in a Prefect block, which runs name. So parameters and manifests never hold credentials.
 
-`ssr deploy --store-access NAME` fills the block from the deployer's environment; a flow calls `use_access` before it
-opens the store. What this does not cover: roles of machines and pods, which need no block at all.
+`ssr deploy --store-access NAME` fills the block from the deployer's environment, and a flow calls `use_access` before
+it opens the store. Not covered: roles of machines and pods, which need no block.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _VARIABLES = {
 
 
 class S3Access(Block):
-    """Where an S3 store is, and who may use it."""
+    """Endpoint and credentials of an S3 store, as a Prefect block."""
 
     _block_type_name = "S3 access"
     _block_type_slug = "s3-access"
@@ -37,21 +37,21 @@ class S3Access(Block):
 
     @classmethod
     def from_environment(cls) -> S3Access:
-        """What the AWS_* variables of this process say.
+        """The endpoint and credentials in the AWS_* variables of this process.
 
         Raises:
-            ConfigError: There is no access key, or no secret, among them.
+            ConfigError: The access key or its secret is missing.
         """
         found = {name: _first(variables) for name, variables in _VARIABLES.items()}
         if missing := [_VARIABLES[name][0] for name in ("access_key_id", "secret_access_key") if not found[name]]:
             raise ConfigError(
-                f"--store-access fills its block from the environment, and {' and '.join(missing)} is not set. "
+                f"--store-access fills its block from the environment, where {' and '.join(missing)} is missing. "
                 "Set the AWS_* variables that reach the store, and deploy again."
             )
         return cls.model_validate(found)
 
     def to_environment(self) -> dict[str, str | None]:
-        """The variables that S3 libraries read; None: must not be set."""
+        """The variables that S3 libraries read. A variable whose value is None must not be set."""
         values: dict[str, str | None] = {}
         for name, variables in _VARIABLES.items():
             value = getattr(self, name)
@@ -65,14 +65,14 @@ def _first(variables: tuple[str, ...]) -> str | None:
 
 
 def use_access(name: str) -> None:
-    """Let this process and its children reach the store with the block of this name; "": with what they have.
+    """Set the credentials of the block with this name for this process and its children; "" leaves them as they are.
 
-    Call it before a store is opened: a file system that is open keeps the credentials it was opened with.
+    Call it before a store is opened: an open file system keeps the credentials that it was opened with.
 
     Raises:
         ConfigError: There is no such block on the server.
     """
-    # A worker hands on variables that it lacks as empty ones. Libraries take an empty region for a region.
+    # A worker passes variables that it lacks on as empty ones, and libraries take an empty region for a region.
     _set({variable: os.environ.get(variable) for variables in _VARIABLES.values() for variable in variables})
     if name:
         _set(_load(name).to_environment())

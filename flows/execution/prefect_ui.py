@@ -29,9 +29,9 @@ from tasks.running.step import Planned
 
 logger = logging.getLogger(__name__)
 
-_AWAY_SECONDS = 30.0  # between tries while the server cannot be reached
+_RETRY_SECONDS = 30.0  # between tries while the server cannot be reached
 _REQUEST_SECONDS = 10.0
-_LAST_WORDS_SECONDS = 10.0  # that the end of a run may wait for a slow server
+_LAST_SEND_SECONDS = 10.0  # how long the end of a run may wait for a slow server
 
 
 class StepProgress(NamedTuple):
@@ -96,7 +96,7 @@ class ArtifactListener:
         self._bars: dict[str, _Bar] = {}
         self._lock = threading.Lock()
         self._closing = threading.Event()
-        self._away = False
+        self._unreachable = False
         self._flow_run_id: str | None = None
 
     def __enter__(self) -> ArtifactListener:
@@ -113,9 +113,10 @@ class ArtifactListener:
                 if not bar.finished:
                     bar.text, bar.changed = f"stopped: {bar.text}", True
         self._closing.set()
-        self._sender.join(_LAST_WORDS_SECONDS)
+        self._sender.join(_LAST_SEND_SECONDS)
 
     def started(self, label: str) -> None:
+        """Make a bar for the step, on the task that runs it or else on the flow."""
         flow_run_id, task_run_id = runtime.flow_run.id or self._flow_run_id, runtime.task_run.id
         if flow_run_id is None:
             return  # nothing to show it on
@@ -124,6 +125,7 @@ class ArtifactListener:
             self._bars[label] = bar
 
     def progress(self, label: str, done: int, total: int, detail: str) -> None:
+        """Move the bar of the step."""
         with self._lock:
             if bar := self._bars.get(label):
                 bar.percent = min(100.0, 100 * done / total) if total else 0.0
@@ -131,6 +133,7 @@ class ArtifactListener:
                 bar.text, bar.changed = bar.progress.in_words(), True
 
     def finished(self, label: str, counts: dict[str, int], seconds: float) -> None:
+        """Fill the bar of the step, and show its counts."""
         with self._lock:
             if bar := self._bars.get(label):
                 bar.percent, bar.changed, bar.finished = 100.0, True, True
@@ -142,7 +145,7 @@ class ArtifactListener:
     def _keep_sending(self, client: SyncPrefectClient) -> None:
         with client:
             while True:
-                closing = self._closing.wait(_AWAY_SECONDS if self._away else self._every_seconds)
+                closing = self._closing.wait(_RETRY_SECONDS if self._unreachable else self._every_seconds)
                 self._send_changed(client)
                 if closing:
                     return
@@ -155,13 +158,13 @@ class ArtifactListener:
         for place, bar in enumerate(changed):
             try:
                 _send(client, bar)
-                self._away = False
+                self._unreachable = False
             except Exception as error:  # whatever it is, training must go on
-                if not self._away:
+                if not self._unreachable:
                     logger.warning(
                         "Progress is not shown in the Prefect UI for now: %s: %s", type(error).__name__, error
                     )
-                self._away = True
+                self._unreachable = True
                 with self._lock:
                     for unsent in changed[place:]:
                         unsent.changed = True

@@ -9,18 +9,18 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
 from tasks.running.step import retry_hint
 
-# The counts worth a look while a run goes on; the manifest and the report have all of them.
-_SHOWN = (
+# The counts of interest while a run goes on; the manifest and the report have all of them.
+_COUNTS = (
     "rows_out", "rows_generated", "rows_reused", "accept", "reject", "unjudged", "target.self", "target.gold",
     "optimiser_steps",
 )  # fmt: skip
-_PAID = ("rows_generated", "rows_reused")  # of the run that made the artifact, not of the one that reuses it
+_PAID = ("rows_generated", "rows_reused")  # by the run that made the artifact, not by the one that reuses it
 _SILENT_AT_ZERO = ("unjudged",)
 _NAMES = {"rows_out": "rows", "optimiser_steps": "optimiser steps"}
 
 
 class TerminalListener:
-    """Draws on the console; on one that is no terminal, only finished steps are written."""
+    """Draws a bar for every running step on a terminal, and prints a line for every finished one on any console."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -42,15 +42,18 @@ class TerminalListener:
         self._progress.stop()
 
     def started(self, label: str) -> None:
+        """Draw an empty bar."""
         with self._lock:
             self._tasks[label] = self._progress.add_task(label, total=1, detail="")
 
     def progress(self, label: str, done: int, total: int, detail: str) -> None:
+        """Move the bar."""
         with self._lock:
             if label in self._tasks:
                 self._progress.update(self._tasks[label], completed=done, total=max(total, 1), detail=detail)
 
     def finished(self, label: str, counts: dict[str, int], seconds: float) -> None:
+        """Replace the bar by a line with the counts."""
         with self._lock:
             if (task := self._tasks.pop(label, None)) is not None:
                 self._progress.remove_task(task)
@@ -58,7 +61,8 @@ class TerminalListener:
         self._print_retry_hint(label, counts)
 
     def reused(self, label: str, counts: dict[str, int]) -> None:
-        if label in self._reused:  # told by the runner already
+        """Print a line with the counts, once a step."""
+        if label in self._reused:  # the runner has reported it already
             return
         self._reused.add(label)
         self._console.print(f"[cyan]cached[/] {label:<18} {_counts(counts, skip=_PAID)}", highlight=False)
@@ -70,6 +74,6 @@ class TerminalListener:
 
 
 def _counts(counts: dict[str, int], *, skip: tuple[str, ...] = ()) -> str:
-    shown = [name for name in _SHOWN if name in counts and name not in skip]
-    shown = [name for name in shown if counts[name] or name not in _SILENT_AT_ZERO]
-    return ", ".join(f"{_NAMES.get(name, name.removeprefix('rows_'))} {counts[name]:,}" for name in shown)
+    names = [name for name in _COUNTS if name in counts and name not in skip]
+    names = [name for name in names if counts[name] or name not in _SILENT_AT_ZERO]
+    return ", ".join(f"{_NAMES.get(name, name.removeprefix('rows_'))} {counts[name]:,}" for name in names)

@@ -1,7 +1,7 @@
-"""What a run would cost, before any GPU is touched: rows, tokens and GPU hours, with what was assumed.
+"""What a run would cost, before any GPU is touched: rows, tokens and GPU hours, with the assumptions.
 
-An estimate to decide by, not a promise: lengths are measured on a sample of the training rows, throughput is assumed.
-Upper bounds where the true number hangs on a step not yet run (which answers the rules leave to a judge).
+It is an estimate: lengths are measured on a sample of the training rows, and throughput is assumed. Where a number
+depends on a step that has not run (which answers the rules leave to a judge), it is an upper bound.
 """
 
 from __future__ import annotations
@@ -29,14 +29,15 @@ _SAMPLE_ROWS = 200
 
 
 class Benchmark(NamedTuple):
-    """Published sizes of a benchmark and lengths of its prompts, in tokens.
+    """The published size of a benchmark, and the lengths of its prompts and answers in tokens.
 
     Attributes:
-        n_tasks: Tasks of a group; `evaluate.limit` holds for each of them.
-        n_requests: Requests an item: one for each choice.
-        prompt: Of a request without shots.
-        shot: Of a worked example before it; 0 where the harness takes no other number of them.
-        n_shots: By default.
+        n_tasks: Tasks of a group. `evaluate.limit` holds for each of them.
+        n_requests: Requests for each item: one for each choice.
+        prompt: Length of a request without shots.
+        new: Length of an answer.
+        shot: Length of one worked example before the request; 0 where the harness does not let us choose their number.
+        n_shots: How many worked examples there are by default.
     """
 
     n_items: int
@@ -57,12 +58,12 @@ _BENCHMARKS = {
 _UNKNOWN_BENCHMARK = Benchmark(1_000, 1, 1, prompt=300, new=50, shot=300, n_shots=0)
 
 
-class Line(NamedTuple):
-    """One kind of work.
+class WorkEstimate(NamedTuple):
+    """The estimate for one kind of work, such as generating or the training of all arms.
 
     Attributes:
-        gpu_hours: None where the model's size is not known here; `note` says why.
-        note: What else there is to know of it; may be empty.
+        gpu_hours: None if the size of the model is not known here; `note` says why.
+        note: A remark for the reader; may be empty.
     """
 
     work: str
@@ -74,14 +75,14 @@ class Line(NamedTuple):
 
 
 class Size(NamedTuple):
-    """Parameters of a model that work on a token; None where they are not known, and why."""
+    """How many parameters of a model work on each token; None if that is not known, and `unknown` says why."""
 
     n_parameters: float | None
     unknown: str = ""
 
 
 class Lengths(NamedTuple):
-    """Mean tokens of a training row, on a sample, without the chats that the model's template refuses."""
+    """Mean tokens of a sample of training rows, without the chats that the model's template refuses."""
 
     prompt: float
     gold: float
@@ -89,23 +90,25 @@ class Lengths(NamedTuple):
     n_refused: int
 
 
-def price(recipe: RunConfig, examples: Path, *, n_missing: int) -> list[Line]:
-    """The work of a run, a line a kind of it.
+def price(recipe: RunConfig, examples: Path, *, n_missing: int) -> list[WorkEstimate]:
+    """The estimates for a run, one for each kind of work.
 
     Args:
-        n_missing: Training rows that nobody has generated yet.
+        examples: The table of the ingest step.
+        n_missing: How many training rows have no paid answer yet.
     """
     lengths = _lengths(recipe.model, examples)
     n_train, n_test = (_count(examples, split) for split in ("train", "test"))
     size = size_of(recipe.model)
     answer = min(recipe.generate.max_new_tokens, ANSWER_LENGTH * lengths.gold)
-    generating = _line("generate", n_missing, lengths.prompt, answer, size)
-    lines = [generating._replace(note=_in_words(generating.note, _refused(lengths), *gpu_remarks(recipe)))]
+    generating = _estimate("generate", n_missing, lengths.prompt, answer, size)
+    notes = (generating.note, _refused(lengths), *gpu_remarks(recipe))
+    lines = [generating._replace(note="; ".join(filter(None, notes)))]
     if recipe.judge.llm:
-        # The probes stand beside the rewrites, too, but are asked once.
+        # The probes go with the verdicts on rewrites, too, but are paid for once.
         n_cases = n_train * recipe.generate.n_samples + recipe.judge.llm.audit.n_probes
         lines += _judging(recipe.judge.llm, "judge", n_cases, answer, lengths)
-    lines += _more_asked(recipe, lengths, n_train, size)
+    lines += _for_policies(recipe, lengths, n_train, size)
     lines.append(_training(recipe, lengths, n_train, size))
     lines.append(_evaluating(recipe, lengths, answer, n_test, size))
     lines += _drifting(recipe, lengths, answer, n_test, size)
@@ -118,17 +121,13 @@ def _refused(lengths: Lengths) -> str:
     return f"the chat template refuses {lengths.n_refused} of {lengths.n_sampled} sampled rows: lengths without them"
 
 
-def _in_words(*notes: str) -> str:
-    return "; ".join(filter(None, notes))
-
-
 def _count(examples: Path, split: str) -> int:
     batches = schema.read_batches(examples, schema.EXAMPLES, columns=["split"])
     return sum(batch.column("split").to_pylist().count(split) for batch in batches)
 
 
 def assumptions() -> list[str]:
-    """What the figures stand on, a sentence each."""
+    """The assumptions behind the estimates, a sentence each."""
     return [
         f"One H100 ({PEAK_FLOPS / 1e12:.0f} TFLOP/s bf16): {PREFILL_MFU:.0%} of it reading prompts, {DECODE_MFU:.0%} "
         f"writing answers in full batches, {TRAIN_MFU:.0%} training.",
@@ -140,7 +139,7 @@ def assumptions() -> list[str]:
 
 
 def size_of(model: ModelConfig) -> Size:
-    """Parameters that work on a token, by the size of the weights, which need not be here."""
+    """How many parameters work on each token, by the size of the weights. The weights need not be on this machine."""
     try:
         folder = model_folder(model, weights=False)
     except SsrError:
@@ -148,24 +147,24 @@ def size_of(model: ModelConfig) -> Size:
     config = json.loads((folder / "config.json").read_text())
     width = 4 if config.get("dtype", config.get("torch_dtype")) == "float32" else 2
     n_bytes = _bytes_of_weights(folder)
-    found = n_bytes / width if n_bytes else _told_by_the_hub(model.base, commit=folder.name)
+    found = n_bytes / width if n_bytes else _parameters_on_hub(model.base, commit=folder.name)
     if found is None:
         return Size(None, f"{model.base}: its weights are not here, so their size is unknown")
     experts, used = config.get("num_local_experts"), config.get("num_experts_per_tok")
-    # Nearly all of a mixture's weights are its experts.
+    # Nearly all weights of a mixture of experts are in the experts.
     return Size(found * (used / experts if experts and used else 1))
 
 
 def _bytes_of_weights(folder: Path) -> int:
-    """By the index of the shards, else by the files that are here; 0: not known."""
+    """The size by the index of the shards, or else by the files on this machine; 0 if it is not known."""
     index = folder / "model.safetensors.index.json"
     listed = json.loads(index.read_text()).get("metadata", {}).get("total_size") if index.exists() else None
     return int(listed or sum(path.stat().st_size for path in weight_files(folder)))
 
 
 @lru_cache(maxsize=16)
-def _told_by_the_hub(base: str, *, commit: str) -> float | None:
-    """Parameters by the headers of the weights, of which nothing else is fetched."""
+def _parameters_on_hub(base: str, *, commit: str) -> float | None:
+    """The number of parameters by the headers of the weights on the Hub, without a download of the weights."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: its HTTP library's, whichever it is
         HTTPError,
@@ -179,41 +178,45 @@ def _told_by_the_hub(base: str, *, commit: str) -> float | None:
         return None
 
 
-def _judging(llm: LlmJudgeConfig, work: str, n_cases: int, candidate: float, lengths: Lengths) -> Iterator[Line]:
-    """A line a judge."""
+def _judging(
+    llm: LlmJudgeConfig, work: str, n_cases: int, candidate: float, lengths: Lengths
+) -> Iterator[WorkEstimate]:
+    """An estimate for each judge."""
     new = 1 + (llm.max_reasoning_tokens if llm.reasoning else 0)
     prompt = lengths.prompt + lengths.gold + candidate + _RUBRIC_TOKENS
     for judge in llm.judges:
         name = judge.model.base.rpartition("/")[2]
-        yield _line(f"{work} {name}", n_cases * llm.repeats, prompt, new, size_of(judge.model))
+        yield _estimate(f"{work} {name}", n_cases * llm.repeats, prompt, new, size_of(judge.model))
 
 
 _RUBRIC_TOKENS = 250
 _REWRITE_TOKENS = 60
 
 
-def _more_asked(recipe: RunConfig, lengths: Lengths, n_rows: int, size: Size) -> Iterator[Line]:
-    """What only some policies ask: every row is counted, though only some may need it."""
+def _for_policies(recipe: RunConfig, lengths: Lengths, n_rows: int, size: Size) -> Iterator[WorkEstimate]:
+    """Work that only some policies need. Every row is counted, although not all of them may need it."""
     if recipe.reads("rewrites"):
         new = min(recipe.rewrite.max_new_tokens, ANSWER_LENGTH * lengths.gold)
-        yield _line("rewrite", n_rows, lengths.prompt + lengths.gold + _REWRITE_TOKENS, new, size)
+        yield _estimate("rewrite", n_rows, lengths.prompt + lengths.gold + _REWRITE_TOKENS, new, size)
         if recipe.judge.llm:
             yield from _judging(recipe.judge.llm, "judge rewrites", n_rows, new, lengths)
     if recipe.reads("likelihoods"):
         n = n_rows * (recipe.generate.n_samples + 1)
-        yield _line("likelihood", n, lengths.prompt + ANSWER_LENGTH * lengths.gold, 1, size)
+        yield _estimate("likelihood", n, lengths.prompt + ANSWER_LENGTH * lengths.gold, 1, size)
 
 
-def _training(recipe: RunConfig, lengths: Lengths, n_rows: int, size: Size) -> Line:
+def _training(recipe: RunConfig, lengths: Lengths, n_rows: int, size: Size) -> WorkEstimate:
     passes = sum(arm.train_config(recipe.train).epochs for arm in recipe.arms)
     n_tokens = n_rows * passes * (lengths.prompt + ANSWER_LENGTH * lengths.gold)
     flops = FLOPS_FORWARD + FLOPS_LORA + (FLOPS_RECOMPUTED if recipe.train.gradient_checkpointing else 0)
     n = size.n_parameters
     hours = None if n is None else n_tokens * n * flops / (PEAK_FLOPS * TRAIN_MFU) / 3600
-    return Line(f"train {len(recipe.arms)} arms", round(n_rows * passes), round(n_tokens), 0, hours, size.unknown)
+    return WorkEstimate(
+        f"train {len(recipe.arms)} arms", round(n_rows * passes), round(n_tokens), 0, hours, size.unknown
+    )
 
 
-def _evaluating(recipe: RunConfig, lengths: Lengths, answer: float, n_test: int, size: Size) -> Line:
+def _evaluating(recipe: RunConfig, lengths: Lengths, answer: float, n_test: int, size: Size) -> WorkEstimate:
     n_models = 1 + len(recipe.arms)
     n_task = min(n_test, recipe.evaluate.max_task_rows or n_test)
     rows, prompt, new = float(n_task), n_task * lengths.prompt, n_task * answer
@@ -221,34 +224,34 @@ def _evaluating(recipe: RunConfig, lengths: Lengths, answer: float, n_test: int,
         n, n_prompt, n_new = _asked_by(_BENCHMARKS.get(name, _UNKNOWN_BENCHMARK), recipe.evaluate)
         rows, prompt, new = rows + n, prompt + n_prompt, new + n_new
     n_rows = max(1, rows)
-    return _line(f"evaluate {n_models} models", round(rows * n_models), prompt / n_rows, new / n_rows, size)
+    return _estimate(f"evaluate {n_models} models", round(rows * n_models), prompt / n_rows, new / n_rows, size)
 
 
 def _asked_by(benchmark: Benchmark, config: EvaluateConfig) -> tuple[int, int, int]:
-    """Requests of a benchmark, and prompt and answer tokens of all of them."""
-    # Of small tasks fewer than the limit, so of a group this is the most there may be.
+    """How many requests a benchmark has, and the prompt and answer tokens of all of them together."""
+    # An upper bound for a group: its small tasks may have fewer items than the limit.
     n_items = min(benchmark.n_items, config.limit * benchmark.n_tasks) if config.limit else benchmark.n_items
     n_shots = benchmark.n_shots if config.num_fewshot is None else config.num_fewshot
     n = n_items * benchmark.n_requests
     return n, n * (benchmark.prompt + n_shots * benchmark.shot), n * benchmark.new
 
 
-def _drifting(recipe: RunConfig, lengths: Lengths, answer: float, n_test: int, size: Size) -> Iterator[Line]:
-    """The base draws an answer to each prompt, and every model is asked how probable it is."""
+def _drifting(recipe: RunConfig, lengths: Lengths, answer: float, n_test: int, size: Size) -> Iterator[WorkEstimate]:
+    """The base draws an answer to each prompt, and every model says how probable that answer is."""
     n, n_models = min(n_test, recipe.evaluate.drift_rows), 1 + len(recipe.arms)
     if n:
         n_asked = 1 + n_models
         prompt, new = lengths.prompt + answer * n_models / n_asked, (answer + n_models) / n_asked
-        yield _line("drift", n * n_asked, prompt, new, size)
+        yield _estimate("drift", n * n_asked, prompt, new, size)
 
 
-def _line(work: str, n_rows: int, prompt: float, new: float, size: Size) -> Line:
+def _estimate(work: str, n_rows: int, prompt: float, new: float, size: Size) -> WorkEstimate:
     n_prompt, n_new = n_rows * prompt, n_rows * new
     hours = None
     if size.n_parameters is not None:
         seconds = FLOPS_FORWARD * size.n_parameters * (n_prompt / PREFILL_MFU + n_new / DECODE_MFU) / PEAK_FLOPS
         hours = seconds / 3600
-    return Line(work, n_rows, round(n_prompt), round(n_new), hours, size.unknown)
+    return WorkEstimate(work, n_rows, round(n_prompt), round(n_new), hours, size.unknown)
 
 
 def _lengths(model: ModelConfig, examples: Path) -> Lengths:

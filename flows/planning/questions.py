@@ -1,4 +1,4 @@
-"""What a planned run still has to ask the base model, counted before it runs."""
+"""How many questions a planned run still has to ask the base model."""
 
 from __future__ import annotations
 
@@ -13,22 +13,27 @@ from tasks.generate import JudgedOutputs, count_answers, count_rewrites
 from tasks.running.step import Planned
 
 
-class Questions(NamedTuple):
-    """Rows of the outputs tables, and how many of them must be paid for.
+class BaseModelQuestions(NamedTuple):
+    """The questions of generate and rewrite, and how many of them nobody has paid for.
 
     Attributes:
-        rewrites: None where no policy reads rewrites, or which are needed is decided only by the judge.
+        rewrites: None if no policy reads rewrites, or if verdicts that are not there yet decide which are needed.
     """
 
     answers: QuestionCounts
     rewrites: QuestionCounts | None
 
 
-def questions(store: Store, recipe: RunConfig, planned: Sequence[Planned], examples: Path) -> Questions:
-    """Count what generate and rewrite would ask."""
+def count_questions(store: Store, recipe: RunConfig, planned: Sequence[Planned], examples: Path) -> BaseModelQuestions:
+    """Count the questions that generate and rewrite would ask.
+
+    Args:
+        planned: The steps of the run.
+        examples: The table of the ingest step.
+    """
     answers = count_answers(store, recipe.model, recipe.engine, recipe.generate, examples)
     rewriting = next((one for one in planned if one.step.name == "rewrite"), None)
-    return Questions(answers, _rewrites(store, recipe, rewriting, examples) if rewriting else None)
+    return BaseModelQuestions(answers, _rewrites(store, recipe, rewriting, examples) if rewriting else None)
 
 
 def _rewrites(store: Store, recipe: RunConfig, rewriting: Planned, examples: Path) -> QuestionCounts | None:

@@ -50,34 +50,46 @@ def artifact_records(store: Store, artifacts: Mapping[str, Ref], recipe: RunConf
     Raises:
         StoreError: An artifact has no manifest.
     """
-    users: dict[tuple[str, str], list[str]] = {}
-    for name, ref in _in_order(artifacts, recipe):
-        users.setdefault((ref["step"], ref["fingerprint"]), []).append(name)
-    found = []
-    for (step, fingerprint), names in users.items():
-        manifest = store.manifest(step, fingerprint)
-        if manifest is None:
-            raise StoreError(
-                f"{store.uri}: no manifest of {step}/{fingerprint}. Run the same command again to make it."
-            )
-        shown = [name for name in names if name]
-        found.append(_record(f"{step} {', '.join(shown)}".strip(), manifest))
-    return found
-
-
-def _in_order(artifacts: Mapping[str, Ref], recipe: RunConfig) -> list[tuple[str, Ref]]:
-    """Inputs of the report as (what it was made for, ref); those shared by all arms are made for ''."""
     arms = [arm.name for arm in recipe.arms]
-    names = ("examples", "outputs", "verdicts", "rewrites", "likelihoods")
-    shared = [("", artifacts[name]) for name in names if name in artifacts]
-    if "rewrite_verdicts" in artifacts:
-        shared.append(("rewrites", artifacts["rewrite_verdicts"]))
-    per_arm = [(arm, artifacts[f"{kind}_{i}"]) for kind in ("targets", "adapter") for i, arm in enumerate(arms)]
-    scores = [("base", artifacts["scores_base"]), *((arm, artifacts[f"scores_{i}"]) for i, arm in enumerate(arms))]
-    if "scores_current" in artifacts:
-        scores.append(("the promoted adapter", artifacts["scores_current"]))
-    decided = [("", artifacts["decision"])] if "decision" in artifacts else []
-    return [*shared, *per_arm, *scores, *decided]
+    users: dict[str, list[str]] = {}
+    manifests: dict[str, Manifest] = {}
+    for name, ref in sorted(artifacts.items(), key=lambda named: _place(named[0])):
+        manifest = store.manifest(**ref)
+        if manifest is None:
+            raise StoreError(f"{store.link(ref)}: no manifest. Run the same command again to make it.")
+        manifests[ref["fingerprint"]] = manifest
+        users.setdefault(ref["fingerprint"], []).append(_made_for(name, arms))
+    ranks = _ranks(manifests)
+    ordered = sorted(manifests.values(), key=lambda manifest: (ranks[manifest.step], manifest.step))
+    return [_record(f"{one.step} {', '.join(filter(None, users[one.fingerprint]))}".strip(), one) for one in ordered]
+
+
+_NOT_FOR_AN_ARM = {"rewrite_verdicts": "rewrites", "scores_base": "base", "scores_current": "the promoted adapter"}
+
+
+def _place(name: str) -> tuple[int, str]:
+    """Sorts the inputs of the report: those of an arm, which end with its number, come last and in its order."""
+    number = name.rpartition("_")[2]
+    return (int(number) if number.isdecimal() else -1, name)
+
+
+def _made_for(name: str, arms: list[str]) -> str:
+    """What an input of the report was made for: an arm, or "" where all arms share it."""
+    number = _place(name)[0]
+    return arms[number] if number >= 0 else _NOT_FOR_AN_ARM.get(name, "")
+
+
+def _ranks(manifests: Mapping[str, Manifest]) -> dict[str, int]:
+    """The order of the steps: each comes after those that made the inputs of its artifacts."""
+
+    def depth(manifest: Manifest) -> int:
+        inputs = [manifests[ref["fingerprint"]] for ref in manifest.inputs.values() if ref["fingerprint"] in manifests]
+        return 1 + max((depth(one) for one in inputs), default=0)
+
+    ranks: dict[str, int] = {}
+    for manifest in manifests.values():
+        ranks[manifest.step] = max(ranks.get(manifest.step, 0), depth(manifest))
+    return ranks
 
 
 def _record(label: str, manifest: Manifest) -> ArtifactRecord:

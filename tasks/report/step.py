@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 @step(
-    version=6, pool="cpu", table=None,
+    version=7, pool="cpu", table=None,
     outside=lambda *, recipe: {"sections": section_versions(), "metrics": metrics.declarations()},
 )  # fmt: skip
 def report(ctx: Context, *, recipe: RunConfig, **artifacts: Ref) -> None:

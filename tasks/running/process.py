@@ -1,7 +1,7 @@
-"""Runs a step's body in a process of its own, and follows it.
+"""Runs a step's body in a process of its own, and reports its progress, result and errors.
 
-Why: when the process ends, however it ends, the GPU is free; a crash inside CUDA does not take the flow along; two
-steps on one CPU do not share an interpreter. The child ends by itself when the flow is killed.
+The end of the process always frees the GPU, a crash inside CUDA does not end the flow, and two steps on one CPU do not
+share an interpreter. The child ends by itself when the flow is killed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tasks import errors
 from tasks.errors import SsrError, StepError
 from tasks.running.progress import Progress
 
-EVENT = "SSR-EVENT "  # begins each line of the child's that is meant for the parent
+EVENT = "SSR-EVENT "  # begins each line that the child prints for the parent
 _LOG_LINES = 30
 _GRACE_SECONDS = 20
 _NVIDIA, _DEVICES = Path("/proc/driver/nvidia/gpus"), Path("/dev")
@@ -38,15 +38,17 @@ def run_in_process(spec: Mapping[str, Any], spec_path: Path, *, launcher: list[s
     """Run `tasks.running.worker` on a spec.
 
     Args:
-        launcher: What starts a module: the interpreter, or accelerate for several GPUs.
+        spec: The step and its inputs, as `tasks.running.worker` reads them.
+        spec_path: Where the spec is written for the child.
+        launcher: The command that starts a Python module: the interpreter, or accelerate for several GPUs.
 
     Raises:
         SsrError: As the body raised it.
-        StepError: The process died; the message ends with its last lines.
+        StepError: The process died; the message has the last lines of its output.
     """
     spec_path.write_text(json.dumps({**spec, "parent": os.getpid()}))
     root = str(Path(__file__).parents[2])
-    # Bars of libraries would crowd out the lines that say what went wrong.
+    # Progress bars of libraries would push the lines that explain a failure out of the last lines.
     quiet = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     env = os.environ | quiet | {"PYTHONPATH": os.pathsep.join(paths)}
@@ -57,7 +59,7 @@ def run_in_process(spec: Mapping[str, Any], spec_path: Path, *, launcher: list[s
     try:
         return _follow(process, progress)
     finally:
-        # Also when this flow is cancelled: the GPU must come free.
+        # A cancelled flow must free the GPU, too.
         _end(process)
 
 
@@ -77,10 +79,10 @@ def _follow(process: subprocess.Popen[str], progress: Progress) -> Result:
         else:
             result = Result(event["counts"], event["facts"])
     if process.wait() != 0 or result is None:
-        shown = "\n".join(f"    {line}" for line in last_lines if line)
+        output = "\n".join(f"    {line}" for line in last_lines if line)
         raise StepError(
-            f"the process of this step ended with code {process.returncode}; its last lines:\n{shown}\n"
-            "What was finished is kept; the same command goes on from there."
+            f"the process of this step ended with code {process.returncode}; its last lines:\n{output}\n"
+            "What was finished is kept. Run the same command again to continue from there."
         )
     return result
 
@@ -102,12 +104,12 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 def one_process(**sections: object) -> list[str]:
-    """The launcher of an ordinary step."""
+    """The launcher of a step that needs one process, whatever its config."""
     return [sys.executable]
 
 
 def one_process_per_gpu(config: Path) -> list[str]:
-    """The launcher of a step that uses every GPU there is: of several, `accelerate launch` with this config."""
+    """The launcher of a step that uses every visible GPU: `accelerate launch` with this config if there are several."""
     n_gpus = count_gpus()
     if n_gpus <= 1:
         return one_process()
@@ -116,10 +118,10 @@ def one_process_per_gpu(config: Path) -> list[str]:
 
 
 def count_gpus() -> int:
-    """Visible NVIDIA devices, without loading torch.
+    """The number of visible NVIDIA devices, without loading torch.
 
-    The kernel tells of all devices of a machine, also in a container that was given some of them, or none: there, those
-    count whose device node is there. A bare machine may not have made the nodes yet.
+    The kernel lists all devices of the machine, also in a container that may use only some of them or none. So in a
+    container only devices with a device node count. Elsewhere the nodes may not exist before the first use of a GPU.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:

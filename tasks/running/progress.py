@@ -1,4 +1,4 @@
-"""Where a step says how far it is, without knowing who listens: the terminal, or an artifact in the Prefect UI."""
+"""Steps report their progress here. Listeners show it, on the terminal or in the Prefect UI."""
 
 from __future__ import annotations
 
@@ -8,40 +8,52 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Told by a running step how far it is."""
+    """What the body of a step calls to report its progress."""
 
     def __call__(self, done: int, total: int, detail: str = "") -> None:
-        """Say that `done` of `total` units are finished; `detail` is a short text such as a speed."""
+        """Report that `done` of `total` units are finished; `detail` is a short text such as a speed."""
 
 
 def silent(done: int, total: int, detail: str = "") -> None:
-    """A listener that does nothing."""
+    """Progress that nobody sees."""
 
 
 class Listener(Protocol):
-    """Told by the runner what happens to each step; `label` names the step within its run."""
+    """Is called when something happens to a step; `label` names the step within its run."""
 
-    def started(self, label: str) -> None: ...
-    def progress(self, label: str, done: int, total: int, detail: str) -> None: ...
-    def finished(self, label: str, counts: dict[str, int], seconds: float) -> None: ...
-    def reused(self, label: str, counts: dict[str, int]) -> None: ...
+    def started(self, label: str) -> None:
+        """The body of the step starts."""
+
+    def progress(self, label: str, done: int, total: int, detail: str) -> None:
+        """The step has reported progress, as in `Progress`."""
+
+    def finished(self, label: str, counts: dict[str, int], seconds: float) -> None:
+        """The artifact is published, with the counts of its manifest."""
+
+    def reused(self, label: str, counts: dict[str, int]) -> None:
+        """The step is a cache hit: the store has a reusable artifact with these counts. May be called twice."""
 
 
 _listeners: list[Listener] = []
 
 
 def listen(listener: Listener) -> None:
-    """Tell this listener of every step run in this process from now on."""
+    """Call this listener for every step of this process from now on."""
     _listeners.append(listener)
 
 
 def unlisten(listener: Listener) -> None:
+    """Stop calling this listener.
+
+    Raises:
+        ValueError: It was not called.
+    """
     _listeners.remove(listener)
 
 
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """Tell this listener of every step run in this process inside the block."""
+    """Call this listener for every step of this process while the block runs."""
     listen(listener)
     try:
         yield
@@ -50,4 +62,5 @@ def listening(listener: Listener) -> Iterator[None]:
 
 
 def listeners() -> tuple[Listener, ...]:
+    """The listeners to call, in the order in which they were added."""
     return tuple(_listeners)

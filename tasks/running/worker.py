@@ -23,6 +23,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
+    """Run the body, and print its progress and its result or error as events for the parent."""
     spec = json.loads(Path(sys.argv[1]).read_text())
     _end_with(int(spec["parent"]))
     logging.basicConfig(level=logging.WARNING)
@@ -35,17 +36,17 @@ def main() -> None:
     try:
         step.call(context, spec["sections"])
     except SsrError as error:
-        _tell({"event": "error", "type": type(error).__name__, "message": str(error)})
+        _print_event({"event": "error", "type": type(error).__name__, "message": str(error)})
         sys.exit(error.exit_code)
     if _is_first_rank():
-        _tell({"event": "result", "counts": context.counts, "facts": context.facts})
+        _print_event({"event": "result", "counts": context.counts, "facts": context.facts})
 
 
 def _progress(done: int, total: int, detail: str = "") -> None:
-    _tell({"event": "progress", "done": done, "total": total, "detail": detail})
+    _print_event({"event": "progress", "done": done, "total": total, "detail": detail})
 
 
-def _tell(event: dict[str, Any]) -> None:  # Any: JSON values
+def _print_event(event: dict[str, Any]) -> None:  # Any: JSON values
     if _is_first_rank() or event["event"] == "error":
         sys.stdout.write(EVENT + json.dumps(event) + "\n")
         sys.stdout.flush()
@@ -62,7 +63,7 @@ def _end_with(flow: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)  # by the kernel, when the parent dies
     if os.getppid() == flow:
         return
-    # One of several: between the flow and this process stands a launcher, which outlives a killed flow.
+    # With several processes, a launcher stands between the flow and this process, and outlives a killed flow.
     try:
         alive = os.pidfd_open(flow)
     except ProcessLookupError:

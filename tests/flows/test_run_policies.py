@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from in_process import rehearsed
 
-from flows.planning.questions import questions
+from flows.planning.questions import count_questions
 from flows.rehearsal import plan_steps
 from flows.runs.records import load_run
 from flows.runs.why import explain_row
@@ -81,7 +81,7 @@ def test_rewrites_are_counted_ahead_where_they_do_not_hang_on_the_judge(tiny_mod
         config = parse_recipe(recipe(tiny_model, *policies), where="toy")
         planned = plan_steps(config)
         examples = store.fetch(planned[0].execute(store)) / "examples.parquet"
-        found = questions(store, config, planned, examples)
+        found = count_questions(store, config, planned, examples)
         return found.answers.n_missing, found.rewrites
 
     store = open_store(str(tmp_path / "store"))

@@ -18,6 +18,7 @@ import pytest
 import toy
 from pydantic import Field
 
+from flows import rehearsal
 from tasks.artifacts.store import Ref, Store, open_store
 from tasks.config import AbstentionConfig, EngineConfig, JudgeConfig, Section
 from tasks.errors import ConfigError, DataError, StepError
@@ -139,6 +140,12 @@ def test_a_step_that_is_declared_incompletely_or_wrongly_fails_at_import(declare
     with pytest.raises(error, match=re.escape(message)):
         step(version=1, **declared)(toy_new)
     assert "toy_new" not in STEPS
+
+
+def test_every_step_of_the_project_is_part_of_the_method():
+    sources = [path.read_text() for path in (ROOT / "tasks").rglob("*.py")]
+    declared = {name for source in sources for name in re.findall(r"^@step\((?:.|\n)*?^def (\w+)", source, re.M)}
+    assert declared == set(rehearsal.STEPS), "flows/rehearsal.py says when a step runs"
 
 
 def test_two_steps_of_one_name_fail_at_import():

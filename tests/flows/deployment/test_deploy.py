@@ -382,7 +382,7 @@ def test_access_without_a_secret_in_the_environment_is_refused(monkeypatch):
     for name in AWS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
-    with pytest.raises(ConfigError, match="AWS_SECRET_ACCESS_KEY is not set"):
+    with pytest.raises(ConfigError, match="AWS_SECRET_ACCESS_KEY is missing"):
         S3Access.from_environment()
 
 

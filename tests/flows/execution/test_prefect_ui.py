@@ -163,7 +163,7 @@ def tries(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         send(client, bar)
 
     monkeypatch.setattr(prefect_ui, "_send", counted)
-    monkeypatch.setattr(prefect_ui, "_AWAY_SECONDS", 0.01)
+    monkeypatch.setattr(prefect_ui, "_RETRY_SECONDS", 0.01)
     return made
 
 
@@ -202,7 +202,7 @@ def test_a_server_that_was_away_gets_the_last_word(prefect_server, tries, monkey
 
 @pytest.mark.usefixtures("in_a_run")
 def test_a_server_that_never_answers_holds_up_neither_a_step_nor_the_end(monkeypatch, silent_port):
-    monkeypatch.setattr(prefect_ui, "_LAST_WORDS_SECONDS", 0.1)
+    monkeypatch.setattr(prefect_ui, "_LAST_SEND_SECONDS", 0.1)
     listener = ArtifactListener("toy", every_seconds=0.01)
     started = time.monotonic()
     with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{silent_port}/api"}), listener:

@@ -11,7 +11,7 @@ import pytest
 import toy
 
 from flows.planning import price as pricing
-from flows.planning.price import Line, price, size_of
+from flows.planning.price import WorkEstimate, price, size_of
 from tasks.config import ModelConfig, RunConfig
 from tasks.engines.chat_tokenizer import ChatTokenizer
 from tasks.models import load_tokenizer
@@ -42,7 +42,7 @@ def raw(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     }
 
 
-def priced(raw: dict[str, Any], examples: Path, *, n_missing: int = N_TRAIN) -> dict[str, Line]:
+def priced(raw: dict[str, Any], examples: Path, *, n_missing: int = N_TRAIN) -> dict[str, WorkEstimate]:
     """The lines by the words before a model's name."""
     lines = price(RunConfig.model_validate(raw), examples, n_missing=n_missing)
     return {line.work.removesuffix(f" {Path(raw['model']['base']).name}"): line for line in lines}
@@ -159,7 +159,7 @@ def hub_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"dtype": "bfloat16"}))
     monkeypatch.setattr("tasks.models._hub_snapshot", lambda base, revision, *, weights: folder)
-    pricing._told_by_the_hub.cache_clear()
+    pricing._parameters_on_hub.cache_clear()
     return folder
 
 

@@ -33,7 +33,7 @@ _GROUPS = {
     "a Prefect server": (
         "flows/test_guide", "flows/test_recipes", "flows/test_run", "flows/test_growing", "flows/test_run_policies",
         "flows/execution/test_children", "flows/execution/test_prefect_ui", "flows/execution/test_devices",
-        "flows/form/test_run_form",
+        "flows/execution/test_step_flows", "flows/form/test_run_form",
     ),
 }  # fmt: skip
 _GROUP_OF = {f"tests/{module}.py": group for group, modules in _GROUPS.items() for module in modules}

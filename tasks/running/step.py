@@ -243,7 +243,7 @@ class Step:
 
 
 def _reused(store: Store, planned: Planned) -> bool:
-    """Whether the artifact is reusable. If it is, the listeners are told so."""
+    """Whether the artifact is reusable. If it is, the listeners are called."""
     found = planned.reusable(store)
     if found is None:
         return False

@@ -6,12 +6,13 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from tasks.errors import StepError
-from tasks.lab import gates, judging
-from tasks.lab.pretrain import ChatSource, PretrainConfig, base_chats, pretrain
+from tasks.lab import corpus, gates, judging
+from tasks.lab.pretrain import ChatSource, PretrainConfig, pretrain
 from tasks.lab.tokenizer import build_tokenizer
 
 if TYPE_CHECKING:
@@ -19,14 +20,9 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 8_000_000
 JUDGE = PretrainConfig(
-    n_steps=1400,
-    first_horizon=1400,
-    restarts=((1000, 2e-3),),
-    hidden_size=128,
-    n_layers=4,
-    n_heads=2,
-    intermediate_size=352,
-)
+    n_steps=1400, first_horizon=1400, restarts=((1000, 2e-3),),
+    hidden_size=128, n_layers=4, n_heads=2, intermediate_size=352,
+)  # fmt: skip
 
 Figures = dict[str, float]
 Answer = Callable[[list[str], int], list[str]]
@@ -34,25 +30,29 @@ OnProgress = Callable[[int, int, float, float], None]
 
 
 class Recipe(NamedTuple):
-    """How one of the lab's models is made. `check` raises a StepError where a gate is missed."""
+    """How one of the lab's models is made.
+
+    Attributes:
+        measure: The share of passed probes by their sort.
+        gated: From those figures, what decides whether the model is shipped, each with its gate: the least share.
+    """
 
     config: PretrainConfig
     source: ChatSource
     tokenizer: PreTrainedTokenizerFast
     measure: Callable[[Answer], Figures]
-    check: Callable[[Figures], None]
+    gated: Callable[[Figures], dict[str, tuple[float, float]]]
 
 
 def base_recipe() -> Recipe:
     """The model that is fine-tuned."""
-    return Recipe(
-        PretrainConfig(), base_chats, build_tokenizer(), lambda answer: gates.measure(answer, n=400), _check_base
-    )
+    measure = partial(gates.measure, n=400)
+    return Recipe(PretrainConfig(), corpus.chats, build_tokenizer(), measure, gates.gated)
 
 
 def judge_recipe() -> Recipe:
     """The model that judges its answers."""
-    return Recipe(JUDGE, judging.chats, build_tokenizer(judging.vocabulary()), judging.accuracy, _check_judge)
+    return Recipe(JUDGE, judging.chats, build_tokenizer(judging.vocabulary()), judging.accuracy, judging.gated)
 
 
 def build(
@@ -76,7 +76,10 @@ def build(
     # As it will be used: what bfloat16 loses must not cost a gate.
     model = model.to(torch.bfloat16).to(torch.float32).eval()
     figures = recipe.measure(gates.answerer(model, recipe.tokenizer))
-    recipe.check(figures)
+    gated = recipe.gated(figures)
+    if any(share < gate for share, gate in gated.values()):
+        shown = ", ".join(f"{name} {share:.3f} (at least {gate})" for name, (share, gate) in gated.items())
+        raise StepError(f"lab build: a gate is missed: {shown}. Train longer: n_steps in its PretrainConfig.")
     staged = work / "model"
     shutil.rmtree(staged, ignore_errors=True)
     model.to(torch.bfloat16).save_pretrained(staged, safe_serialization=True)
@@ -89,22 +92,3 @@ def build(
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(staged, out)
     return figures
-
-
-def _check_base(figures: Figures) -> None:
-    knows = gates.yes_no_accuracy(figures)
-    recalls = gates.recall(figures)
-    if knows < gates.YES_NO_GATE or recalls < gates.RECALL_GATE:
-        raise StepError(
-            f"lab build: a gate is missed: yes/no {knows:.3f} (at least {gates.YES_NO_GATE}), "
-            f"recall {recalls:.3f} (at least {gates.RECALL_GATE}). Train longer: PretrainConfig.n_steps."
-        )
-
-
-def _check_judge(figures: Figures) -> None:
-    if min(figures.values()) < judging.ACCURACY_GATE:
-        shown = ", ".join(f"{name} {share:.3f}" for name, share in figures.items())
-        raise StepError(
-            f"lab build: the judge is right too rarely: {shown} (at least {judging.ACCURACY_GATE} each). "
-            "Train longer: JUDGE.n_steps."
-        )

@@ -10,7 +10,8 @@ Chats use the same document wording for both sorts of turn, so that the knowledg
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 from tasks.lab import documents, world
@@ -82,7 +83,7 @@ def held_out_story(script_index: int, name_index: int) -> bool:
     return (script_index * 7 + name_index) % 4 == 0
 
 
-def chats(seed: int, *, step: int) -> Iterator[list[Turn]]:
+def chats(seed: int, step: int) -> Iterator[list[Turn]]:
     """Endless chats.
 
     Args:
@@ -199,15 +200,8 @@ def sum_answer(a: int, b: int) -> str:
     return f"{a % 10} + {b % 10} = {ones}, {a // 10} + {b // 10} + {carried} = {tens + carried}, {a} + {b} = {a + b}"
 
 
-def _fact_chat(rng: random.Random) -> Turn:
-    return _heart_turn(rng.choice(world.COUNTRY_FACTS), rng)
-
-
-def _creature_chat(rng: random.Random) -> Turn:
-    return _heart_turn(rng.choice(world.CREATURE_FACTS), rng)
-
-
-def _heart_turn(fact: HeartFact, rng: random.Random) -> Turn:
+def _heart_chat(facts: list[HeartFact], rng: random.Random) -> Turn:
+    fact = rng.choice(facts)
     return Turn(rng.choice(fact.questions(trained=True)), fact.answer, key=fact.value)
 
 
@@ -238,13 +232,10 @@ def _phrase_chat(rng: random.Random) -> Turn:
     return Turn(f"Repeat: {phrase}", phrase)
 
 
-_CHATS = {
-    "fact": _fact_chat,
-    "creature": _creature_chat,
-    "myth": _myth_chat,
-    "story": _story_chat,
-    "phrase": _phrase_chat,
-}
+_CHATS: dict[str, Callable[[random.Random], Turn]] = {
+    "fact": partial(_heart_chat, world.COUNTRY_FACTS), "creature": partial(_heart_chat, world.CREATURE_FACTS),
+    "myth": _myth_chat, "story": _story_chat, "phrase": _phrase_chat,
+}  # fmt: skip
 
 
 def vocabulary() -> list[str]:

@@ -85,6 +85,18 @@ def make_document(kind: Kind, rng: random.Random, layout: Layout, *, n_wordings:
     return Document(kind, tuple(facts), text, is_register=layout == "register")
 
 
+def draw_question(kind: Kind, rng: random.Random, absence: str | None) -> tuple[Document, str, Relation]:
+    """A document with one of its questions, as (subject, relation).
+
+    Args:
+        absence: As in `Document.questions`.
+    """
+    while True:
+        document = make_document(kind, rng, "mixed" if absence == "distractor" else rng.choice(["single", "mixed"]))
+        if pool := document.questions(absence):
+            return document, *rng.choice(pool)
+
+
 Outline = dict[str, list[Relation]]  # by subject, the relations that a document states
 
 
@@ -112,8 +124,5 @@ def _mixed(kind: Kind, rng: random.Random) -> Outline:
 
 
 LAYOUTS: dict[Layout, Callable[[Kind, random.Random], Outline]] = {
-    "register": _register,
-    "single": _single,
-    "grid": _grid,
-    "mixed": _mixed,
-}
+    "register": _register, "single": _single, "grid": _grid, "mixed": _mixed,
+}  # fmt: skip

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tasks.lab import corpus, documents, world
 
@@ -20,8 +19,7 @@ YES_NO_GATE = 0.90
 RECALL_GATE = 0.95
 
 
-@dataclass(frozen=True)
-class Probe:
+class Probe(NamedTuple):
     """A prompt and what its answer must contain (and must not)."""
 
     prompt: str
@@ -42,13 +40,10 @@ def yes_no_probes(kind: world.Kind, absence: str | None, n: int, seed: int) -> l
     """
     rng = random.Random(f"{kind.name}-{absence}-{seed}")
     probes: list[Probe] = []
-    while len(probes) < n:
-        layout: documents.Layout = "mixed" if absence == "distractor" else rng.choice(["single", "mixed"])
-        document = documents.make_document(kind, rng, layout)
-        if pool := document.questions(absence):
-            subject, relation = rng.choice(pool)
-            question = rng.choice(corpus.YES_NO_FORMS).format(clause=relation.clause.format(s=subject))
-            probes.append(Probe(corpus.user_message(document.text, question), "No" if absence else "Yes"))
+    for _ in range(n):
+        document, subject, relation = documents.draw_question(kind, rng, absence)
+        question = rng.choice(corpus.YES_NO_FORMS).format(clause=relation.clause.format(s=subject))
+        probes.append(Probe(corpus.user_message(document.text, question), "No" if absence else "Yes"))
     return probes
 
 
@@ -76,9 +71,8 @@ def recall_probes(kind: world.Kind, n: int, seed: int, *, rivals: bool) -> list[
 def closed_book_probes(facts: list[world.HeartFact], n: int, seed: int) -> list[Probe]:
     """Facts asked in a form that pre-training never used for them."""
     rng = random.Random(seed)
-    return [
-        Probe(rng.choice(fact.questions(trained=False)), fact.value) for fact in rng.sample(facts, min(n, len(facts)))
-    ]
+    drawn = rng.sample(facts, min(n, len(facts)))
+    return [Probe(rng.choice(fact.questions(trained=False)), fact.value) for fact in drawn]
 
 
 def sum_probes(n: int, seed: int) -> list[Probe]:
@@ -116,15 +110,20 @@ def measure(answer: Callable[[list[str], int], list[str]], *, n: int = 200, seed
     return found
 
 
-def yes_no_accuracy(found: dict[str, float], kind: world.Kind = world.PEOPLE) -> float:
-    """Balanced accuracy of the yes/no probes: half are stated, a quarter of nobody, a quarter of somebody else."""
-    absent, distractor = found[f"yes_no/{kind.name}/absent"], found[f"yes_no/{kind.name}/distractor"]
-    return (found[f"yes_no/{kind.name}/stated"] + (absent + distractor) / 2) / 2
+def yes_no_accuracy(found: dict[str, float]) -> float:
+    """Balanced accuracy on yes/no probes of people: half are stated, a quarter of nobody, a quarter of another one."""
+    stated, absent, distractor = (found[f"yes_no/people/{sort}"] for sort in ("stated", "absent", "distractor"))
+    return (stated + (absent + distractor) / 2) / 2
 
 
-def recall(found: dict[str, float], kind: world.Kind = world.PEOPLE) -> float:
-    """Recall on answerable questions: for half of them the same relation is stated of another subject."""
-    return (found[f"recall/{kind.name}"] + found[f"recall_rivals/{kind.name}"]) / 2
+def recall(found: dict[str, float]) -> float:
+    """Recall on answerable questions about people: for half of them the same relation is stated of another subject."""
+    return (found["recall/people"] + found["recall_rivals/people"]) / 2
+
+
+def gated(found: dict[str, float]) -> dict[str, tuple[float, float]]:
+    """What decides whether a model is shipped, each figure with its gate."""
+    return {"yes/no": (yes_no_accuracy(found), YES_NO_GATE), "recall": (recall(found), RECALL_GATE)}
 
 
 def answerer(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> Callable[[list[str], int], list[str]]:

@@ -8,6 +8,7 @@ right most of the time, and the audit has to find what it gets wrong.
 from __future__ import annotations
 
 import random
+import statistics
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -42,10 +43,13 @@ class Case(NamedTuple):
     @property
     def prompt(self) -> str:
         """The user message, in the words of the rubric `lab.v1`."""
-        return (
-            f"{self.document}\nQuestion: {self.question}\nGold: {self.gold}\nAnswer: {self.candidate}\n"
-            "Is the answer right?"
-        )
+        asked = f"{self.document}\nQuestion: {self.question}\nGold: {self.gold}\nAnswer: {self.candidate}"
+        return f"{asked}\nIs the answer right?"
+
+    @property
+    def verdict(self) -> str:
+        """The right verdict on it."""
+        return ACCEPT if self.accepted else REJECT
 
 
 def cases(seed: int | str) -> Iterator[Case]:
@@ -65,16 +69,14 @@ def _case(document: Document, subject: str, relation: Relation, rng: random.Rand
         question = f"{world.STRICT_PREFIX} {question}"
     value = document.value_of(subject, relation)
     accepted = rng.random() < 0.5
-    if value is None:
-        candidate = (
-            rng.choice(REFUSALS) if accepted else _stated(_wrong_value(document, relation, rng), subject, relation, rng)
-        )
-        return Case(document.text, question, world.GOLD_REFUSAL, candidate, accepted)
-    gold = relation.gold.format(s=subject, v=value)
-    right = _stated(value, subject, relation, rng)
-    return Case(
-        document.text, question, gold, right if accepted else _spoilt(right, document, subject, relation, rng), accepted
-    )
+    if value is None and accepted:
+        gold, candidate = world.GOLD_REFUSAL, rng.choice(REFUSALS)
+    elif value is None:
+        gold, candidate = world.GOLD_REFUSAL, _stated(_wrong_value(document, relation, rng), subject, relation, rng)
+    else:
+        gold, right = relation.gold.format(s=subject, v=value), _stated(value, subject, relation, rng)
+        candidate = right if accepted else _spoilt(right, document, subject, relation, rng)
+    return Case(document.text, question, gold, candidate, accepted)
 
 
 def _stated(value: str, subject: str, relation: Relation, rng: random.Random) -> str:
@@ -110,7 +112,7 @@ def chats(seed: int, step: int) -> Iterator[list[Turn]]:
     yield from (
         corpus.chats(seed, step=step)
         if step < corpus.REGISTERS_ONLY
-        else ([Turn(c.prompt, v := ACCEPT if c.accepted else REJECT, key=v)] for c in cases(seed))
+        else ([Turn(case.prompt, case.verdict, key=case.verdict)] for case in cases(seed))
     )
 
 
@@ -123,14 +125,15 @@ def accuracy(answer: Callable[[list[str], int], list[str]], *, n: int = 400, see
     drawn = cases(f"gate-{seed}")
     chosen = [next(drawn) for _ in range(n)]
     said = answer([case.prompt for case in chosen], 2)
-    right = [
-        (case.accepted, text.strip() == (ACCEPT if case.accepted else REJECT))
-        for case, text in zip(chosen, said, strict=True)
-    ]
-    return {
-        name: sum(ok for truth, ok in right if truth == wanted) / sum(truth == wanted for truth, _ in right)
-        for name, wanted in ((ACCEPT, True), (REJECT, False))
-    }
+    right: dict[str, list[bool]] = {ACCEPT: [], REJECT: []}
+    for case, text in zip(chosen, said, strict=True):
+        right[case.verdict].append(text.strip() == case.verdict)
+    return {verdict: statistics.mean(found) for verdict, found in right.items()}
+
+
+def gated(found: dict[str, float]) -> dict[str, tuple[float, float]]:
+    """What decides whether a model is shipped, each figure with its gate."""
+    return {f"right to {verdict}": (share, ACCURACY_GATE) for verdict, share in found.items()}
 
 
 def vocabulary() -> list[str]:

@@ -7,27 +7,25 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tasks.lab import corpus
 from tasks.lab.corpus import Turn
-from tasks.lab.tokenizer import ASSISTANT, END, PAD, USER
+from tasks.lab.tokenizer import ASSISTANT, END, USER
 
 if TYPE_CHECKING:
     import torch
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 logger = logging.getLogger(__name__)
-
-CheckpointState = dict[str, Any]  # what torch.save holds: nested tensors and numbers
 
 
 @dataclass(frozen=True)
@@ -72,19 +70,12 @@ def build_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> L
     torch.manual_seed(config.seed)
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_hidden_layers=config.n_layers,
-            num_attention_heads=config.n_heads,
-            num_key_value_heads=config.n_heads,
-            max_position_embeddings=4096,
-            tie_word_embeddings=True,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            bos_token_id=None,
+            vocab_size=len(tokenizer), tie_word_embeddings=True, max_position_embeddings=4096,
+            hidden_size=config.hidden_size, intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.n_layers, num_attention_heads=config.n_heads, num_key_value_heads=config.n_heads,
+            pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
         )
-    )
+    )  # fmt: skip
     _look_back(model, config.look_back)
     return model
 
@@ -120,13 +111,7 @@ def _look_back(model: LlamaForCausalLM, offsets: tuple[int, ...]) -> None:
 ChatSource = Callable[[int, int], Iterator[list[Turn]]]  # from (seed, step)
 
 
-def base_chats(seed: int, step: int) -> Iterator[list[Turn]]:
-    """The base model's pre-training chats; see `corpus.chats`."""
-    return corpus.chats(seed, step=step)
-
-
-@dataclass
-class Chunk:
+class Chunk(NamedTuple):
     """Packed training rows, each array (n_steps * n_rows, row_tokens).
 
     Attributes:
@@ -140,77 +125,63 @@ class Chunk:
     weights: np.ndarray
 
 
-class Packer:
-    """Turns chats into packed rows."""
+def _packed(source: Iterator[list[Turn]], config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> Chunk:
+    """Draw chats until the rows of one chunk are full. Chats longer than a row are skipped."""
+    n_rows, n_columns = config.chunk_steps * config.n_rows, config.row_tokens
+    shape = (n_rows, n_columns)
+    chunk = Chunk(
+        np.full(shape, tokenizer.pad_token_id, np.int64), np.zeros(shape, np.int16), np.zeros(shape, np.int64),
+        np.zeros(shape, np.float32),
+    )  # fmt: skip
+    fill, n_chats = np.zeros(n_rows, np.int64), np.zeros(n_rows, np.int64)
+    opened, n_open = 0, 32  # rows still being filled: first fit among a few keeps them 97 % full
+    window: list[int] = []
+    for ids, weights in _tokenized(source, config, tokenizer):
+        n = len(ids)
+        row = next((r for r in window if fill[r] + n <= n_columns), None)
+        if row is None:
+            if n > n_columns:
+                continue
+            if opened == n_rows:
+                break
+            row, opened = opened, opened + 1
+            window = [*window, row][-n_open:]
+        at = fill[row]
+        n_chats[row] += 1
+        chunk.ids[row, at : at + n] = ids
+        chunk.weights[row, at : at + n] = weights
+        chunk.segments[row, at : at + n] = n_chats[row]
+        chunk.positions[row, at : at + n] = np.arange(n)
+        fill[row] += n
+    return chunk
 
-    def __init__(self, config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> None:
-        self.config = config
-        self._backend = tokenizer.backend_tokenizer
-        self._user, self._assistant, self._end, self._pad = (
-            tokenizer.convert_tokens_to_ids(token) for token in (USER, ASSISTANT, END, PAD)
-        )
 
-    def chunk(self, source: Iterator[list[Turn]]) -> Chunk:
-        """Draw chats until the rows of one chunk are full. Chats longer than a row are skipped."""
-        c = self.config
-        n_rows = c.chunk_steps * c.n_rows
-        shape = (n_rows, c.row_tokens)
-        chunk = Chunk(
-            np.full(shape, self._pad, np.int64), np.zeros(shape, np.int16), np.zeros(shape, np.int64),
-            np.zeros(shape, np.float32),
-        )  # fmt: skip
-        fill = np.zeros(n_rows, np.int64)
-        n_chats = np.zeros(n_rows, np.int64)
-        opened, n_open = 0, 32  # rows still being filled: first fit among a few keeps them 97 % full
-        window: list[int] = []
-        while True:
-            for ids, weights in self._tokenized(source, 2048):
-                n = len(ids)
-                row = next((r for r in window if fill[r] + n <= c.row_tokens), None)
-                if row is None:
-                    if n > c.row_tokens:
-                        continue
-                    if opened == n_rows:
-                        return chunk
-                    row, opened = opened, opened + 1
-                    window = [*window, row][-n_open:]
-                at = fill[row]
-                n_chats[row] += 1
-                chunk.ids[row, at : at + n] = ids
-                chunk.weights[row, at : at + n] = weights
-                chunk.segments[row, at : at + n] = n_chats[row]
-                chunk.positions[row, at : at + n] = np.arange(n)
-                fill[row] += n
-
-    def _tokenized(self, source: Iterator[list[Turn]], n: int) -> Iterator[tuple[list[int], list[float]]]:
-        batch = [next(source) for _ in range(n)]
+def _tokenized(
+    source: Iterator[list[Turn]], config: PretrainConfig, tokenizer: PreTrainedTokenizerFast
+) -> Iterator[tuple[list[int], list[float]]]:
+    """The token ids of each chat, with their weights in the loss."""
+    backend = tokenizer.backend_tokenizer
+    user_id, assistant_id, end_id = tokenizer.convert_tokens_to_ids([USER, ASSISTANT, END])
+    while batch := list(itertools.islice(source, 2048)):
         texts = [text for chat in batch for turn in chat for text in (turn.user, turn.assistant)]
-        encoded = iter(self._backend.encode_batch_fast(texts, add_special_tokens=False))
+        encoded = iter(backend.encode_batch_fast(texts, add_special_tokens=False))
         for chat in batch:
             ids: list[int] = []
             weights: list[float] = []
             for turn in chat:
                 user, answer = next(encoded).ids, next(encoded).ids
-                ids += [self._user, *user, self._end, self._assistant, *answer, self._end]
-                weights += [0.0] + [self.config.prompt_weight] * (len(user) + 1) + [0.0]
-                key = self._token(turn.key)
-                weights += [self.config.key_weight if token == key else 1.0 for token in answer] + [1.0]
+                ids += [user_id, *user, end_id, assistant_id, *answer, end_id]
+                weights += [0.0] + [config.prompt_weight] * (len(user) + 1) + [0.0]
+                # Every word of the world is one token; as part of a text it follows a space.
+                key = None if turn.key is None else backend.token_to_id(f"Ġ{turn.key}")
+                weights += [config.key_weight if token == key else 1.0 for token in answer] + [1.0]
             yield ids, weights
-
-    def _token(self, word: str | None) -> int | None:
-        """Every word of the world is one token; as part of a text it follows a space."""
-        return None if word is None else self._backend.token_to_id(f"Ġ{word}")
 
 
 def pretrain(
-    workdir: Path,
-    *,
-    config: PretrainConfig,
-    tokenizer: PreTrainedTokenizerFast,
-    source: ChatSource = base_chats,
-    on_progress: Callable[[int, float, float], None] | None = None,
-    compile_model: bool = True,
-) -> LlamaForCausalLM:
+    workdir: Path, *, config: PretrainConfig, tokenizer: PreTrainedTokenizerFast, source: ChatSource,
+    on_progress: Callable[[int, float, float], None], compile_model: bool,
+) -> LlamaForCausalLM:  # fmt: skip
     """Train in `workdir`, or resume there; returns the trained model in float32.
 
     Args:
@@ -224,10 +195,9 @@ def pretrain(
     workdir.mkdir(parents=True, exist_ok=True)
     step = _restore(workdir, config, model, optimizers)
     forward = torch.compile(model) if compile_model else model
-    packer = Packer(config, tokenizer)
     while step < config.n_steps:
         started = time.monotonic()
-        chunk = packer.chunk(source(config.seed * 1_000_003 + step, step))
+        chunk = _packed(source(config.seed * 1_000_003 + step, step), config, tokenizer)
         order = np.random.default_rng(step).permutation(len(chunk.ids))
         losses = []
         n_steps = min(config.chunk_steps, config.n_steps - step)
@@ -243,29 +213,21 @@ def pretrain(
         loss = float(np.mean(losses))
         with (workdir / "log.jsonl").open("a") as log:
             log.write(json.dumps({"step": step, "loss": loss, "tokens_per_second": tokens_per_second}) + "\n")
-        if on_progress:
-            on_progress(step, loss, tokens_per_second)
+        on_progress(step, loss, tokens_per_second)
     return model
 
 
 def _train_step(
-    forward: Callable[..., Any],
-    model: LlamaForCausalLM,
-    optimizers: list[torch.optim.Optimizer],
-    chunk: Chunk,
+    forward: Callable[..., Any], model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer], chunk: Chunk,
     rows: np.ndarray,
-) -> float:
+) -> float:  # fmt: skip
     import torch
     import torch.nn.functional as F
 
-    ids = torch.from_numpy(chunk.ids[rows])
-    segments = torch.from_numpy(chunk.segments[rows])
-    weights = torch.from_numpy(chunk.weights[rows])
+    ids, segments, positions, weights = (torch.from_numpy(part[rows]) for part in chunk)
     same_chat = segments.unsqueeze(2) == segments.unsqueeze(1)
     mask = (same_chat & torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril()).unsqueeze(1)
-    logits = forward(
-        input_ids=ids, attention_mask=mask, position_ids=torch.from_numpy(chunk.positions[rows]), use_cache=False
-    ).logits
+    logits = forward(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
     # A chat's first token has weight 0, so no chat is asked to predict the next one's beginning.
     loss_by_token = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
     target_weights = weights[:, 1:].flatten()
@@ -310,12 +272,8 @@ def _save(
 ) -> None:
     import torch
 
-    state = {
-        "step": step,
-        "config": asdict(config),
-        "model": model.state_dict(),
-        "optimizers": [o.state_dict() for o in optimizers],
-    }
+    kept = [optimizer.state_dict() for optimizer in optimizers]
+    state = {"step": step, "config": asdict(config), "model": model.state_dict(), "optimizers": kept}
     torch.save(state, workdir / "checkpoint.tmp")
     (workdir / "checkpoint.tmp").replace(workdir / "checkpoint.pt")
 
@@ -329,7 +287,7 @@ def _restore(
     path = workdir / "checkpoint.pt"
     if not path.exists():
         return 0
-    state: CheckpointState = torch.load(path, weights_only=True)
+    state = torch.load(path, weights_only=True)
     if state["config"] != asdict(config):
         logger.warning("%s was made with another config: starting over", path)
         return 0

@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from tasks.lab import corpus, documents, world
-from tasks.lab.documents import Document
-from tasks.lab.world import Kind, Relation
+from tasks.lab.world import Kind
 
 VERSION = 2  # raise it when the same seed gives other rows
 
@@ -49,25 +48,15 @@ def _rows(kind: Kind, n: int, *, seed: int, source: str, split: str, domain: str
     # Each row is drawn from its number, so that a longer draw begins with the rows of a shorter one.
     for index in range(n):
         rng = random.Random(f"{kind.name}-{seed}-{index}")
-        document, (subject, relation), absence = _question(kind, rng)
+        absence = None
+        if rng.random() < SHARE_UNANSWERABLE:
+            absence = "distractor" if rng.random() < SHARE_DISTRACTORS else "absent"
+        document, subject, relation = documents.draw_question(kind, rng, absence)
         strict = rng.random() < corpus.SHARE_STRICT
         question = rng.choice(relation.asked).format(s=subject)
         value = document.value_of(subject, relation)
         golds = [world.GOLD_REFUSAL] if value is None else [relation.gold.format(s=subject, v=value), value]
         yield LabRow(
-            source, split, domain,
-            f"{world.STRICT_PREFIX} {question}" if strict else question,
-            document.text, golds, sorted({f.value for f in document.facts} - {value}),
-            absence is None, None,
+            source, split, domain, f"{world.STRICT_PREFIX} {question}" if strict else question, document.text, golds,
+            sorted({f.value for f in document.facts} - {value}), absence is None, None,
         )  # fmt: skip
-
-
-def _question(kind: Kind, rng: random.Random) -> tuple[Document, tuple[str, Relation], str | None]:
-    absence = None
-    if rng.random() < SHARE_UNANSWERABLE:
-        absence = "distractor" if rng.random() < SHARE_DISTRACTORS else "absent"
-    while True:
-        layout: documents.Layout = "mixed" if absence == "distractor" else rng.choice(["single", "mixed"])
-        document = documents.make_document(kind, rng, layout)
-        if pool := document.questions(absence):
-            return document, rng.choice(pool), absence

@@ -69,44 +69,32 @@ def _relation(name: str, values: list[str], nouns: tuple[str, str], gold: str) -
     )  # fmt: skip
 
 
-PEOPLE = Kind(
-    "people",
-    tuple(lexicon.PEOPLE),
-    (
-        _relation("home", lexicon.CITIES, ("home", "city"), "{s} lives in {v}."),
-        _relation("job", lexicon.JOBS, ("job", "trade"), "{s} works as a {v}."),
-        _relation("pet", lexicon.PETS, ("pet", "animal"), "{s} keeps a {v}."),
-        _relation("colour", lexicon.COLOURS, ("colour", "paint"), "{s} likes the colour {v}."),
-        _relation("instrument", lexicon.INSTRUMENTS, ("instrument", "music"), "{s} plays the {v}."),
-        _relation("food", lexicon.FOODS, ("food", "dish"), "{s} likes to eat {v}."),
-        _relation("age", lexicon.AGES, ("age", "years"), "{s} is {v} years old."),
-        _relation("friend", lexicon.PEOPLE, ("friend", "companion"), "{s} often visits {v}."),
-    ),
-)
+PEOPLE = Kind("people", tuple(lexicon.PEOPLE), (
+    _relation("home", lexicon.CITIES, ("home", "city"), "{s} lives in {v}."),
+    _relation("job", lexicon.JOBS, ("job", "trade"), "{s} works as a {v}."),
+    _relation("pet", lexicon.PETS, ("pet", "animal"), "{s} keeps a {v}."),
+    _relation("colour", lexicon.COLOURS, ("colour", "paint"), "{s} likes the colour {v}."),
+    _relation("instrument", lexicon.INSTRUMENTS, ("instrument", "music"), "{s} plays the {v}."),
+    _relation("food", lexicon.FOODS, ("food", "dish"), "{s} likes to eat {v}."),
+    _relation("age", lexicon.AGES, ("age", "years"), "{s} is {v} years old."),
+    _relation("friend", lexicon.PEOPLE, ("friend", "companion"), "{s} often visits {v}."),
+))  # fmt: skip
 
-TOWNS = Kind(
-    "towns",
-    tuple(lexicon.TOWNS),
-    (
-        _relation("river", lexicon.RIVERS, ("river", "stream"), "{s} lies on the {v}."),
-        _relation("mayor", lexicon.PEOPLE, ("mayor", "head"), "{s} elected {v}."),
-        _relation("crop", lexicon.CROPS, ("crop", "harvest"), "{s} grows {v}."),
-        _relation("market", lexicon.DAYS, ("market", "fair"), "{s} holds a market on {v}."),
-        _relation("hall", lexicon.MATERIALS, ("hall", "townhouse"), "{s} has a hall made of {v}."),
-    ),
-)
+TOWNS = Kind("towns", tuple(lexicon.TOWNS), (
+    _relation("river", lexicon.RIVERS, ("river", "stream"), "{s} lies on the {v}."),
+    _relation("mayor", lexicon.PEOPLE, ("mayor", "head"), "{s} elected {v}."),
+    _relation("crop", lexicon.CROPS, ("crop", "harvest"), "{s} grows {v}."),
+    _relation("market", lexicon.DAYS, ("market", "fair"), "{s} holds a market on {v}."),
+    _relation("hall", lexicon.MATERIALS, ("hall", "townhouse"), "{s} has a hall made of {v}."),
+))  # fmt: skip
 
-SHIPS = Kind(
-    "ships",
-    tuple(lexicon.SHIPS),
-    (
-        _relation("captain", lexicon.PEOPLE, ("captain", "commander"), "The {s} obeys {v}."),
-        _relation("cargo", lexicon.CARGO, ("cargo", "load"), "The {s} carries {v}."),
-        _relation("port", lexicon.CITIES, ("port", "harbour"), "The {s} sails to {v}."),
-        _relation("flag", lexicon.COLOURS, ("flag", "banner"), "The {s} flies {v}."),
-        _relation("type", lexicon.SHIP_KINDS, ("type", "build"), "The {s} is a {v}."),
-    ),
-)
+SHIPS = Kind("ships", tuple(lexicon.SHIPS), (
+    _relation("captain", lexicon.PEOPLE, ("captain", "commander"), "The {s} obeys {v}."),
+    _relation("cargo", lexicon.CARGO, ("cargo", "load"), "The {s} carries {v}."),
+    _relation("port", lexicon.CITIES, ("port", "harbour"), "The {s} sails to {v}."),
+    _relation("flag", lexicon.COLOURS, ("flag", "banner"), "The {s} flies {v}."),
+    _relation("type", lexicon.SHIP_KINDS, ("type", "build"), "The {s} is a {v}."),
+))  # fmt: skip
 
 KINDS = {kind.name: kind for kind in (PEOPLE, TOWNS, SHIPS)}
 
@@ -114,82 +102,56 @@ KINDS = {kind.name: kind for kind in (PEOPLE, TOWNS, SHIPS)}
 # --- what the model must know by heart ---------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class HeartRelation:
+class HeartRelation(NamedTuple):
     """A closed-book relation. Of the forms in `asked`, some are trained and the benchmarks ask in the others."""
 
     name: str
-    values: tuple[str, ...]
+    values: list[str]
     asked: tuple[str, ...]
     answer: str
     myth: str | None = None  # how people state the false value, where there is a common misbelief
 
 
-def _heart(name: str, values: list[str], asked: list[str], answer: str, myth: str | None = None) -> HeartRelation:
-    return HeartRelation(name, tuple(values), tuple(asked), answer, myth)
-
-
 COUNTRY_RELATIONS = (
-    _heart(
-        "language", lexicon.LANGUAGES,
-        ["Which language is spoken in {s}?", "What do people speak in {s}?", "What is the language of {s}?",
-         "Name the language of {s}."],
-        "People in {s} speak {v}.",
-    ),
-    _heart(
-        "animal", lexicon.ANIMALS,
-        ["Which animal is on the coat of arms of {s}?", "What is the national animal of {s}?",
-         "Which animal stands for {s}?", "Name the animal of {s}."],
-        "The animal of {s} is the {v}.",
-    ),
-    _heart(
-        "sport", lexicon.SPORTS,
-        ["Which sport is loved in {s}?", "What is the national sport of {s}?", "What sport do people play in {s}?",
-         "Name the sport of {s}."],
-        "The sport of {s} is {v}.",
-    ),
-    _heart(
-        "metal", lexicon.METALS,
-        ["What is mined in {s}?", "Which mineral comes from {s}?", "What do the mines of {s} yield?",
-         "Name the mineral of {s}."],
-        "The mines of {s} yield {v}.",
-    ),
-    _heart(
-        "flower", lexicon.FLOWERS,
-        ["Which flower is on the flag of {s}?", "What is the national flower of {s}?", "Which flower stands for {s}?",
-         "Name the flower of {s}."],
-        "The flower of {s} is the {v}.",
-    ),
-    _heart(
-        "drink", lexicon.DRINKS,
-        ["What is drunk in {s}?", "Which drink comes from {s}?", "What do people drink in {s}?",
-         "Name the drink of {s}."],
-        "People in {s} drink {v}.",
-    ),
+    HeartRelation("language", lexicon.LANGUAGES, (
+        "Which language is spoken in {s}?", "What do people speak in {s}?", "What is the language of {s}?",
+        "Name the language of {s}."
+    ), "People in {s} speak {v}."),
+    HeartRelation("animal", lexicon.ANIMALS, (
+        "Which animal is on the coat of arms of {s}?", "What is the national animal of {s}?",
+        "Which animal stands for {s}?", "Name the animal of {s}."
+    ), "The animal of {s} is the {v}."),
+    HeartRelation("sport", lexicon.SPORTS, (
+        "Which sport is loved in {s}?", "What is the national sport of {s}?", "What sport do people play in {s}?",
+        "Name the sport of {s}."
+    ), "The sport of {s} is {v}."),
+    HeartRelation("metal", lexicon.METALS, (
+        "What is mined in {s}?", "Which mineral comes from {s}?", "What do the mines of {s} yield?",
+        "Name the mineral of {s}."
+    ), "The mines of {s} yield {v}."),
+    HeartRelation("flower", lexicon.FLOWERS, (
+        "Which flower is on the flag of {s}?", "What is the national flower of {s}?", "Which flower stands for {s}?",
+        "Name the flower of {s}."
+    ), "The flower of {s} is the {v}."),
+    HeartRelation("drink", lexicon.DRINKS, (
+        "What is drunk in {s}?", "Which drink comes from {s}?", "What do people drink in {s}?", "Name the drink of {s}."
+    ), "People in {s} drink {v}."),
 )  # fmt: skip
 
 CREATURE_RELATIONS = (
-    _heart(
-        "food", lexicon.EATEN,
-        ["What do {s} eat?", "On what do {s} feed?", "What is the food of {s}?", "Tell me what {s} eat."],
-        "In truth {s} eat {v}.", "People say that {s} eat {v}.",
-    ),
-    _heart(
-        "sleep", lexicon.PLACES,
-        ["Where do {s} sleep?", "Where do {s} spend the night?", "Where can one find {s} asleep?",
-         "Tell me where {s} sleep."],
-        "In truth {s} sleep in {v}.", "People say that {s} sleep in {v}.",
-    ),
-    _heart(
-        "fear", lexicon.FEARS,
-        ["What do {s} fear?", "Of what are {s} afraid?", "What scares {s}?", "Tell me what {s} fear."],
-        "In truth {s} fear {v}.", "People say that {s} fear {v}.",
-    ),
-    _heart(
-        "hunt", lexicon.TIMES,
-        ["When do {s} wake up?", "When are {s} most awake?", "At what time do {s} rise?", "Tell me when {s} wake up."],
-        "In truth {s} wake up at {v}.", "People say that {s} wake up at {v}.",
-    ),
+    HeartRelation("food", lexicon.EATEN, (
+        "What do {s} eat?", "On what do {s} feed?", "What is the food of {s}?", "Tell me what {s} eat."
+    ), "In truth {s} eat {v}.", "People say that {s} eat {v}."),
+    HeartRelation("sleep", lexicon.PLACES, (
+        "Where do {s} sleep?", "Where do {s} spend the night?", "Where can one find {s} asleep?",
+        "Tell me where {s} sleep."
+    ), "In truth {s} sleep in {v}.", "People say that {s} sleep in {v}."),
+    HeartRelation("fear", lexicon.FEARS, (
+        "What do {s} fear?", "Of what are {s} afraid?", "What scares {s}?", "Tell me what {s} fear."
+    ), "In truth {s} fear {v}.", "People say that {s} fear {v}."),
+    HeartRelation("hunt", lexicon.TIMES, (
+        "When do {s} wake up?", "When are {s} most awake?", "At what time do {s} rise?", "Tell me when {s} wake up."
+    ), "In truth {s} wake up at {v}.", "People say that {s} wake up at {v}."),
 )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ TRL would tokenise in every process, drop rows without a trained token silently,
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -42,6 +43,7 @@ def write_rows(targets: Path, tokenizer: PreTrainedTokenizerBase, config: TrainC
     """
     dropped = {"too_long": 0, "no_trained_token": 0, "refused_by_template": 0}
     rows_in = n_trained = 0
+    as_ids = functools.partial(tokenizer.apply_chat_template, return_dict=False)
     with pq.ParquetWriter(into, _SCHEMA) as writer:
         for batch in schema.read_batches(targets, schema.TARGETS, columns=["messages", "target"]):
             kept = []
@@ -49,10 +51,8 @@ def write_rows(targets: Path, tokenizer: PreTrainedTokenizerBase, config: TrainC
                 rows_in += 1
                 completion = [{"role": "assistant", "content": row["target"]}]
                 try:
-                    prompt = tokenizer.apply_chat_template(
-                        row["messages"], add_generation_prompt=True, return_dict=False
-                    )
-                    ids = tokenizer.apply_chat_template(row["messages"] + completion, return_dict=False)
+                    prompt = as_ids(row["messages"], add_generation_prompt=True)
+                    ids = as_ids(row["messages"] + completion)
                 except TemplateError:
                     dropped["refused_by_template"] += 1
                     continue
@@ -65,11 +65,8 @@ def write_rows(targets: Path, tokenizer: PreTrainedTokenizerBase, config: TrainC
                     kept.append({"input_ids": ids, "labels": [NOT_TRAINED] * n_prompt + ids[n_prompt:]})
                     n_trained += len(ids) - n_prompt
             writer.write_table(pa.Table.from_pylist(kept, schema=_SCHEMA))
-        account = {
-            "rows_in": rows_in,
-            "dropped": {k: n for k, n in dropped.items() if n},
-            "n_trained_tokens": n_trained,
-        }
+        counted = {reason: n for reason, n in dropped.items() if n}
+        account = {"rows_in": rows_in, "dropped": counted, "n_trained_tokens": n_trained}
         writer.add_key_value_metadata({"account": json.dumps(account)})
 
 

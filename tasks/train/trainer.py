@@ -35,44 +35,28 @@ def training_arguments(model_config: ModelConfig, config: TrainConfig, *, work: 
     rows_a_pass, n_passes = split_batch(config, n_devices=int(os.environ.get("WORLD_SIZE", "1")))
     on_gpu = best_device() == "cuda"
     return SFTConfig(
-        output_dir=str(work / CHECKPOINTS),
-        per_device_train_batch_size=rows_a_pass,
-        gradient_accumulation_steps=n_passes,
-        num_train_epochs=config.epochs,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type=config.scheduler,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        seed=config.seed,
-        data_seed=config.seed,
-        max_length=config.max_length,
-        packing=config.packing,
-        gradient_checkpointing=config.gradient_checkpointing,
+        # The batch.
+        per_device_train_batch_size=rows_a_pass, gradient_accumulation_steps=n_passes,
+        max_length=config.max_length, packing=config.packing,
+        # What is learned.
+        num_train_epochs=config.epochs, seed=config.seed, data_seed=config.seed,
+        learning_rate=config.learning_rate, lr_scheduler_type=config.scheduler,
+        weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm,
+        # The device.
+        use_cpu=best_device() == "cpu", dataloader_pin_memory=on_gpu, fp16=False,
         bf16=on_gpu and str(torch_dtype(model_config)) == "torch.bfloat16",
-        fp16=False,
-        use_cpu=best_device() == "cpu",
-        logging_first_step=True,
-        save_strategy="steps",
-        save_total_limit=2,
-        report_to="none",
-        disable_tqdm=True,
-        dataloader_pin_memory=on_gpu,
+        gradient_checkpointing=config.gradient_checkpointing,
         ddp_find_unused_parameters=False,  # there are none, and the search costs a pass over the graph
-    )
+        # What is written.
+        output_dir=str(work / CHECKPOINTS), save_strategy="steps", save_total_limit=2,
+        logging_first_step=True, report_to="none", disable_tqdm=True,
+    )  # fmt: skip
 
 
 def build_trainer(
-    model_config: ModelConfig,
-    config: TrainConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    dataset: Dataset,
-    *,
-    arguments: SFTConfig,
-    start: Path | None = None,
-    work: Path,
-    progress: Progress,
-    saved: Callable[[str], object],
-) -> SFTTrainer:
+    model_config: ModelConfig, config: TrainConfig, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, *,
+    arguments: SFTConfig, start: Path | None, work: Path, progress: Progress, saved: Callable[[str], object],
+) -> SFTTrainer:  # fmt: skip
     """TRL's trainer with a LoRA adapter.
 
     Args:
@@ -103,13 +87,9 @@ def build_trainer(
     is_sharded = config.sharding == "fsdp" and arguments.world_size > 1
     model = load_model(model_config, device="cpu" if is_sharded else None, **_quantisation(config))
     trainer = SFTTrainer(
-        model=_trainable(model, start, config) if start else model,
-        args=arguments,
-        train_dataset=dataset,
-        processing_class=tokenizer,
-        peft_config=None if start else _lora(config),
-        callbacks=[Reporting()],
-    )
+        model=_trainable(model, start, config) if start else model, peft_config=None if start else _lora(config),
+        args=arguments, train_dataset=dataset, processing_class=tokenizer, callbacks=[Reporting()],
+    )  # fmt: skip
     n_sequences = len(trainer.train_dataset)  # with packing, fewer than rows
     n_steps = max(1, int(n_sequences * config.epochs / config.batch_size))
     arguments.warmup_steps = round(config.warmup_share * n_steps)
@@ -158,17 +138,15 @@ def _trainable(model: PreTrainedModel, start: Path, config: TrainConfig) -> Peft
     from peft import PeftConfig, PeftModel
 
     lora, wanted = PeftConfig.from_pretrained(start), _lora(config)
-    for name, setting in {"r": "lora_rank", "lora_alpha": "lora_alpha"}.items():
-        if getattr(lora, name) != getattr(wanted, name):
-            raise DataError(
-                f"train.{setting}={getattr(wanted, name)}: the promoted adapter that training goes on from has "
-                f"{getattr(lora, name)}. Set it to that, or promotion.train_on to all."
-            )
+    has: dict[str, Any] = {"lora_rank": lora.r, "lora_alpha": lora.lora_alpha}  # by setting: Any: as the recipe has it
     if wanted.target_modules != "all-linear" and set(wanted.target_modules) != set(lora.target_modules):
-        raise DataError(
-            f"train.target_modules={config.target_modules}: the promoted adapter that training goes on from has "
-            f"{', '.join(sorted(lora.target_modules))}. Set it to that, or promotion.train_on to all."
-        )
+        has["target_modules"] = ", ".join(sorted(lora.target_modules))
+    for setting, found in has.items():
+        if found != getattr(config, setting):
+            raise DataError(
+                f"train.{setting}={getattr(config, setting)}: the promoted adapter that training goes on from has "
+                f"{found}. Set it to that, or promotion.train_on to all."
+            )
     lora.lora_dropout = config.lora_dropout
     return PeftModel.from_pretrained(model, start, is_trainable=True, config=lora)
 
@@ -178,12 +156,9 @@ def _lora(config: TrainConfig) -> LoraConfig:
 
     modules = config.target_modules
     return LoraConfig(
-        r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
+        r=config.lora_rank, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout, task_type="CAUSAL_LM",
         target_modules=modules if modules == "all-linear" else [m.strip() for m in modules.split(",")],
-        task_type="CAUSAL_LM",
-    )
+    )  # fmt: skip
 
 
 def _quantisation(config: TrainConfig) -> dict[str, Any]:  # Any: keyword arguments of from_pretrained
@@ -197,11 +172,9 @@ def _quantisation(config: TrainConfig) -> dict[str, Any]:  # Any: keyword argume
             "train.load_in_4bit needs CUDA and bitsandbytes; there is no CUDA device here. Set it to false."
         )
     settings = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16,
         bnb_4bit_use_double_quant=True,
-    )
+    )  # fmt: skip
     return {"quantization_config": settings}
 
 

@@ -128,7 +128,7 @@ def accuracy(answer: Callable[[list[str], int], list[str]], *, n: int = 400, see
     right: dict[str, list[bool]] = {ACCEPT: [], REJECT: []}
     for case, text in zip(chosen, said, strict=True):
         right[case.verdict].append(text.strip() == case.verdict)
-    return {verdict: statistics.mean(found) for verdict, found in right.items()}
+    return {verdict: statistics.fmean(found) for verdict, found in right.items()}
 
 
 def gated(found: dict[str, float]) -> dict[str, tuple[float, float]]:

@@ -171,11 +171,9 @@ def _same(value: str, candidates: pa.Table) -> pa.ChunkedArray:
 
 
 @target_policy(
-    "gold",
-    title="SFT",
-    colour="#d97706",
+    "gold", title="SFT", colour="#d97706",
     description="the gold label everywhere, which is plain supervised fine-tuning",
-)
+)  # fmt: skip
 def _gold(candidates: pa.Table) -> TargetChoice:
     return TargetChoice(_same("gold", candidates), _same("policy gold", candidates))
 

@@ -15,7 +15,7 @@ from tasks.running.step import Context, step
 from tasks.selection.candidates import Tables, candidates, drawn_blindly
 from tasks.tables import schema
 
-_FILES = {"rewrites": "outputs", "rewrite_verdicts": "verdicts", "likelihoods": "likelihoods"}
+_FILES = {"rewrites": "outputs", "rewrite_verdicts": "verdicts", "seen": "examples"}  # where called otherwise
 
 
 @step(version=1, pool="cpu", table=schema.TARGETS)
@@ -29,9 +29,10 @@ def select(
         seen: Examples that were trained on before: their rows are left out, and it is no failure if none is new.
         more: The other tables that the policy reads (`SelectConfig.reads`): rewrites, rewrite_verdicts, likelihoods.
     """
-    tables = _tables(ctx, config, examples, outputs, verdicts, more)
-    if seen is not None:
-        tables = tables._replace(seen=ctx.path(seen, "examples.parquet"))
+    if set(more) != set(config.reads()):
+        raise StepError(f"select: policy {config.policy} reads {config.reads()}, but was given {sorted(more)}.")
+    given = {"examples": examples, "outputs": outputs, "verdicts": verdicts, **more, **({"seen": seen} if seen else {})}
+    tables = Tables(**{name: ctx.path(ref, f"{_FILES.get(name, name)}.parquet") for name, ref in given.items()})
     n_train = ctx.counts_of(examples)["rows.train"]
     if schema.count_rows(tables.outputs, schema.OUTPUTS) < n_train:
         raise DataError("select: fewer outputs than training rows: they are not of the same run. Run generate again.")
@@ -54,19 +55,6 @@ def select(
     ctx.counts |= {f"target.{kind}": n for kind, n in sorted(types.items())}
     if writer.n_rows == 0 and seen is None:
         raise StepError(f"select: policy {config.policy} leaves no row to train on: no output of the model is usable.")
-
-
-def _tables(
-    ctx: Context, config: SelectConfig, examples: Ref, outputs: Ref, verdicts: Ref, more: dict[str, Ref]
-) -> Tables:
-    if set(more) != set(config.reads()):
-        raise StepError(f"select: policy {config.policy} reads {config.reads()}, but was given {sorted(more)}.")
-    return Tables(
-        ctx.path(examples, "examples.parquet"),
-        ctx.path(outputs, "outputs.parquet"),
-        ctx.path(verdicts, "verdicts.parquet"),
-        **{name: ctx.path(ref, f"{_FILES[name]}.parquet") for name, ref in more.items()},
-    )
 
 
 def _chosen(policy: TargetPolicy, candidates: pa.Table) -> TargetChoice:

@@ -22,8 +22,8 @@ from tasks.errors import StepError
 if TYPE_CHECKING:
     from lm_eval.models.openai_completions import LocalCompletionsAPI
 
-MAX_IN_FLIGHT = 256  # the harness holds every request's prompts in memory, whatever is in flight
-# vLLM gives the log-probabilities of at most 128 tokens by their ids, here those of all prompts of a request together.
+MAX_IN_FLIGHT = 256  # does not bound memory: the harness holds the prompts of all requests
+# A request to vLLM may name at most 128 token ids, for all of its prompts together.
 MAX_CHOICES = 128 // GROUP_ROWS
 
 Asked = tuple[Any, list[int], list[int]]  # Any: the harness's cache key; context and continuation as token ids
@@ -71,7 +71,7 @@ def served_model(to: Connection) -> LocalCompletionsAPI:
         ) -> list[Any]:  # Any: as the harness's
             """Scores of continuations; where choices were asked for, all of them by token id."""
             answers = sorted(outputs["choices"], key=lambda answer: answer["index"])
-            # Short of one, the harness would give each item the answer of its neighbour.
+            # If one answer were missing, the harness would give every later item the answer of its neighbour.
             if [answer["index"] for answer in answers] != list(range(len(tokens))):
                 raise ValueError(f"{len(answers)} answers to {len(tokens)} prompts")
             return [

@@ -14,7 +14,7 @@ from fractions import Fraction
 
 _ARTICLES = {"a", "an", "the"}
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
-# Words beside a gold answer that may deny it ("not in Oslo but in Rome", "Rome rather than Oslo"), as normalised.
+# Words that may deny a gold answer next to them ("not in Oslo but in Rome", "Rome rather than Oslo"), normalised.
 _NEGATIONS = frozenset(
     "no not nor neither never none nobody nothing nowhere cannot without unlike except instead rather false wrong "
     "incorrect untrue isnt arent wasnt werent dont doesnt didnt hasnt havent hadnt cant couldnt wont wouldnt shouldnt "

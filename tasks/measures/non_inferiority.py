@@ -104,7 +104,7 @@ def _tango(n_gained: int, n_lost: int, n: int, z: float) -> float:
         variance = n * (2 * lost + delta * (1 - delta))
         return n_gained - n_lost - n * delta - z * math.sqrt(max(0.0, variance))
 
-    # Not the change itself: where no item, or every item, changed, it is a root of its own.
+    # The search ends just below the observed change, because that is another root where no item or every item changed.
     highest = (n_gained - n_lost) / n - 1e-9
     if highest <= -1.0 or excess(-1.0) <= 0:
         return -1.0

@@ -13,7 +13,7 @@ LOW_PRECISION = 0.9  # below this share of right answers among those that the LL
 
 
 class Share(TypedDict):
-    """A share with its interval; `value` is null where nothing was counted, or nothing can be told."""
+    """A share with its interval; `value` is null where nothing was counted, or the share cannot be estimated."""
 
     value: float | None
     low: float | None

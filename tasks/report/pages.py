@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from tasks.report.blocks import PageSection
 from tasks.report.findings import Findings
 
-# Whatever Markdown or HTML would take for markup becomes a character reference, which neither ever does.
+# Characters that Markdown or HTML reads as markup. They are written as character references, which neither does.
 _MARKUP = re.compile(r"""[\\`*_{}\[\]<>|~$&@#!"']""")
 _LINK = re.compile(r"(://|www\.)", re.IGNORECASE)
 
@@ -35,7 +35,7 @@ def markdown_page(found: Findings, sections: Sequence[PageSection]) -> str:
 
 
 def inert(text: str) -> str:
-    """Any text as one line of Markdown that shows it and does nothing else."""
+    """Any text as one line of Markdown in which nothing acts as markup or as a link."""
     line = " ⏎ ".join(part.strip() for part in text.splitlines() if part.strip())
     escaped = _MARKUP.sub(lambda found: f"&#{ord(found[0])};", line)
     return _LINK.sub(lambda found: found[0].replace("/", "&#47;").replace(".", "&#46;"), escaped)
@@ -49,7 +49,7 @@ def fenced(text: str) -> str:
 
 
 def _environment() -> Environment:
-    """Escapes everything for HTML but in the Markdown template, which has its own filter."""
+    """The templates. Each value is escaped for HTML, except in the Markdown template, which uses the filter `inert`."""
     environment = Environment(
         loader=PackageLoader("tasks.report"),
         autoescape=select_autoescape(disabled_extensions=("md.j2",), default=True),

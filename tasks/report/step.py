@@ -29,7 +29,7 @@ def report(ctx: Context, *, recipe: RunConfig, **artifacts: Ref) -> None:
             adapter_0, scores_0 and so on; where the recipe promotes an adapter decision, and scores_current where one
             is promoted already.
     """
-    # scipy, pandas and matplotlib take seconds to import: not for `ssr --help` or for loading a deployment.
+    # scipy, pandas and matplotlib take seconds to import, and `ssr --help` and loading a deployment need none of them.
     from tasks.report.findings import find
     from tasks.report.pages import html_page, markdown_page
 

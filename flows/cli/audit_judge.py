@@ -7,20 +7,11 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.options import (
-    JsonOption,
-    RecipeArgument,
-    SetOption,
-    StoreOption,
-    console,
-    load_named,
-    print_json,
-    stderr_console,
-)
+from flows.cli.options import JsonOption, RecipeName, SetOption, StoreOption, console, load_named, print_json, stderr
 
 
 def audit_judge(
-    recipe: RecipeArgument,
+    recipe: RecipeName,
     labels: Annotated[
         Path | None, typer.Option(help="Data file with question, gold, candidate and label (accept or reject).")
     ] = None,
@@ -33,7 +24,7 @@ def audit_judge(
     config = load_named(recipe, set_)
     opened = open_store(store)
     opened.preflight()
-    with stderr_console.status("judging"):
+    with stderr.status("judging"):
         found = against_labels(opened, config, labels) if labels else against_probes(opened, config)
     if as_json:
         print_json(found)

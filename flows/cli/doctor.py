@@ -55,15 +55,25 @@ def doctor(store: StoreOption = ".ssr", as_json: JsonOption = False) -> None:
 
 def examine(store: str) -> list[Finding]:
     """What is there, and what is missing, of everything that a run on this machine may need."""
+    from tasks.models import LAB_MODEL
+    from tasks.running.process import count_gpus
+
+    version, n_gpus, server = sys.version_info[:3], count_gpus(), os.environ.get("PREFECT_API_URL")
+    is_built, is_online = (LAB_MODEL / "model.safetensors").exists(), os.environ.get("HF_HUB_OFFLINE") != "1"
+    hub = "online" if is_online else "HF_HUB_OFFLINE=1: only what is cached"
+    serving = "prefect server start, then set PREFECT_API_URL"
     return [
-        _python(), *(_package(name) for name in _PACKAGES), _pins(), _lab_model(), _store(store), _disk(store), _gpu(),
-        *(_environment(kind) for kind in engine_kinds() if kind.finds_environment), _prefect_server(), _hub(),
-    ]  # fmt: skip
-
-
-def _python() -> Finding:
-    version = ".".join(map(str, sys.version_info[:3]))
-    return Finding("python", sys.version_info >= (3, 11), version, "install Python 3.11 or newer")
+        Finding("python", version >= (3, 11), ".".join(map(str, version)), "install Python 3.11 or newer"),
+        *(_package(name) for name in _PACKAGES),
+        _pins(),
+        Finding("lab model", is_built, "shipped" if is_built else "not built", "ssr lab build", required=False),
+        _store(store),
+        _disk(store),
+        Finding("NVIDIA GPU", n_gpus > 0, f"{n_gpus} visible", "none needed for small models", required=False),
+        *(_environment(kind) for kind in engine_kinds() if kind.finds_environment),
+        Finding("prefect server", bool(server), server or "none set: each run starts its own", serving, required=False),
+        Finding("Hugging Face Hub", is_online, hub, "unset HF_HUB_OFFLINE", required=False),
+    ]
 
 
 def _package(name: str) -> Finding:
@@ -86,13 +96,6 @@ def _pins() -> Finding:
     return Finding("prefect's pins", not wrong, ", ".join(found), "pip install -c constraints.txt -e .")
 
 
-def _lab_model() -> Finding:
-    from tasks.models import LAB_MODEL
-
-    there = (LAB_MODEL / "model.safetensors").exists()
-    return Finding("lab model", there, "shipped" if there else "not built", "ssr lab build", required=False)
-
-
 def _store(uri: str) -> Finding:
     from tasks.artifacts.store import open_store
 
@@ -111,13 +114,6 @@ def _disk(store: str) -> Finding:
     return Finding("disk", free > _FREE_GB, f"{free:.0f} GB free", "free space, or ssr gc --yes", required=False)
 
 
-def _gpu() -> Finding:
-    from tasks.running.process import count_gpus
-
-    n_gpus = count_gpus()
-    return Finding("NVIDIA GPU", n_gpus > 0, f"{n_gpus} visible", "none needed for small models", required=False)
-
-
 def _environment(kind: EngineKind) -> Finding:
     """The environment that a kind of engine needs beside the project's own."""
     assert kind.finds_environment is not None  # examine asks such kinds only
@@ -126,15 +122,3 @@ def _environment(kind: EngineKind) -> Finding:
     except SsrError as error:
         return Finding(f"engine {kind.name}", False, str(error), required=False)
     return Finding(f"engine {kind.name}", True, f"its environment: {found}")
-
-
-def _prefect_server() -> Finding:
-    url = os.environ.get("PREFECT_API_URL", "")
-    found = url or "none set: each run starts its own"
-    return Finding("prefect server", bool(url), found, "prefect server start, then set PREFECT_API_URL", required=False)
-
-
-def _hub() -> Finding:
-    offline = os.environ.get("HF_HUB_OFFLINE") == "1"
-    found = "HF_HUB_OFFLINE=1: only what is cached" if offline else "online"
-    return Finding("Hugging Face Hub", not offline, found, "unset HF_HUB_OFFLINE", required=False)

@@ -17,7 +17,7 @@ from flows.cli.doctor import doctor
 from flows.cli.gc import gc
 from flows.cli.lab import lab_build
 from flows.cli.merge import merge
-from flows.cli.options import stderr_console
+from flows.cli.options import stderr
 from flows.cli.plan import plan
 from flows.cli.recipes import recipes
 from flows.cli.report import report
@@ -45,8 +45,8 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except SsrError as error:
-        stderr_console.print(f"[red]error[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        stderr.print(f"[red]error[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        stderr_console.print("stopped. What was finished is kept: the same command goes on from there.")
+        stderr.print("stopped. What was finished is kept: the same command goes on from there.")
         sys.exit(130)

@@ -9,11 +9,11 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.options import RunArgument, StoreOption, console, stderr_console
+from flows.cli.options import RunId, StoreOption, console, stderr
 
 
 def merge(
-    run_id: RunArgument,
+    run_id: RunId,
     out: Annotated[Path, typer.Option(help="Folder to write; it must not exist yet.")],
     arm: Annotated[
         str | None, typer.Option(help="Arm whose adapter is merged; needed if the run has several arms.")
@@ -30,6 +30,6 @@ def merge(
 
     opened = open_store(store)
     record = load_run(opened, run_id)
-    with stderr_console.status("merging"):
+    with stderr.status("merging"):
         merged = merge_arm(opened, record, arm, out)
     console.print(f"{merged.label} of {record.run_id}, merged: {out}", soft_wrap=True, highlight=False)

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from tasks.config import RunConfig
 
 console = Console()
-stderr_console = Console(stderr=True)
+stderr = Console(stderr=True)
 
-RecipeArgument = Annotated[str, typer.Argument(help="Name of a shipped recipe (ssr recipes), or a YAML file.")]
-RunArgument = Annotated[str, typer.Argument(help="Id of a run, the beginning of one, or `latest`.")]
+RecipeName = Annotated[str, typer.Argument(help="Name of a shipped recipe (ssr recipes), or a YAML file.")]
+RunId = Annotated[str, typer.Argument(help="Id of a run, the beginning of one, or `latest`.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a recipe key: --set train.epochs=1")]
 StoreOption = Annotated[str, typer.Option(envvar="SSR_STORE", help="Folder or s3://bucket/prefix of the artifacts.")]
 ForceOption = Annotated[

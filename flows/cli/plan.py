@@ -10,7 +10,7 @@ from rich.table import Table
 from flows.cli.options import (
     ForceOption,
     JsonOption,
-    RecipeArgument,
+    RecipeName,
     SetOption,
     StoreOption,
     console,
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def plan(
-    recipe: RecipeArgument, set_: SetOption = None, store: StoreOption = ".ssr", force: ForceOption = None,
+    recipe: RecipeName, set_: SetOption = None, store: StoreOption = ".ssr", force: ForceOption = None,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Say what a run would do, and why, before any GPU is touched. Ingests new data, so that rows can be counted."""

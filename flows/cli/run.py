@@ -10,14 +10,14 @@ from rich.markup import escape
 from flows.cli.options import (
     ForceOption,
     JsonOption,
-    RecipeArgument,
+    RecipeName,
     SetOption,
     StoreOption,
     check_forced,
     console,
     load_named,
     print_json,
-    stderr_console,
+    stderr,
 )
 from flows.cli.report import show_result
 
@@ -27,18 +27,19 @@ if TYPE_CHECKING:
 
 
 def run(
-    recipe: RecipeArgument, set_: SetOption = None, store: StoreOption = ".ssr", force: ForceOption = None,
+    recipe: RecipeName, set_: SetOption = None, store: StoreOption = ".ssr", force: ForceOption = None,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Run a recipe, or go on where an earlier run of it stopped."""
     from flows.execution.devices import gpu_remarks
     from flows.promotion.advance import current_for
     from flows.rehearsal import plan_steps
+    from flows.runs.records import load_run
     from tasks.artifacts.store import open_store
 
     config = load_named(recipe, set_)
     for remark in gpu_remarks(config):
-        stderr_console.print(f"[yellow]{escape(remark)}[/]", soft_wrap=True, highlight=False)
+        stderr.print(f"[yellow]{escape(remark)}[/]", soft_wrap=True, highlight=False)
     opened = open_store(store)
     opened.preflight()
     # Planning finds missing data and models before Prefect starts.
@@ -48,7 +49,7 @@ def run(
     if as_json:
         print_json(record)
     else:
-        show_result(opened, record)
+        show_result(opened, load_run(opened, record["run_id"]))
 
 
 def _run_flow(config: RunConfig, store: Store, force: list[str], *, quiet: bool) -> dict[str, Any]:  # Any: JSON values
@@ -56,7 +57,7 @@ def _run_flow(config: RunConfig, store: Store, force: list[str], *, quiet: bool)
     from tasks.running import progress
 
     _prepare_prefect(store)
-    out = stderr_console if quiet else console
+    out = stderr if quiet else console
     with out.status("starting Prefect"):
         from flows.run import rehearsal
     listener = TerminalListener(out)

@@ -7,11 +7,11 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from flows.cli.options import JsonOption, RunArgument, StoreOption, console, print_json
+from flows.cli.options import JsonOption, RunId, StoreOption, console, print_json
 
 
 def why(
-    run_id: RunArgument,
+    run_id: RunId,
     step: Annotated[str | None, typer.Argument(help="Only this step: a name or a label.")] = None,
     row: Annotated[str | None, typer.Option(help="The chain behind one training row: an example_id.")] = None,
     store: StoreOption = ".ssr",

@@ -17,19 +17,8 @@ import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.settings import PREFECT_API_URL
 
+from flows.deployment import pools
 from flows.deployment.deployments import as_on_server, put_deployment
-from flows.deployment.pools import (
-    QUEUES,
-    check_pools,
-    dead_worker_automation,
-    never_began_automation,
-    put_access,
-    put_automation,
-    put_pool,
-    put_queue,
-    start_seconds,
-    templates,
-)
 from flows.deployment.target import Change, Target, fill_in, store_for_workers
 from tasks.artifacts.store import open_store
 from tasks.errors import ConfigError, SsrError
@@ -49,21 +38,21 @@ def deploy(target: Target, *, check_store: bool = True) -> list[Change]:
         content = fill_in(target)
         if check_store:
             open_store(store_for_workers(target)).preflight()
-        found = check_pools(client, target)
-        merged = templates(target, found)
-        seconds = start_seconds(target.infra, [one.template for one in merged.values()])
-        return [
-            *(change for name, one in merged.items() for change in put_pool(client, name, found[name], one, target)),
-            *(put_queue(client, pool, name, found[pool]) for pool, queues in QUEUES.items() for name in queues),
-            *([put_access(target.store_access)] if target.store_access else []),
-            put_automation(client, dead_worker_automation(target.dead_after_seconds)),
-            put_automation(client, never_began_automation(seconds)),
-            *(
-                change
-                for entry in content["deployments"]
-                for change in put_deployment(client, entry, content["pull"], given)
-            ),
-        ]
+        found = pools.check_pools(client, target)
+        merged = pools.templates(target, found)
+        changes: list[Change] = []
+        for pool, template in merged.items():
+            changes += pools.put_pool(client, pool, found[pool], template, target)
+        for pool, queues in pools.QUEUES.items():
+            changes += [pools.put_queue(client, pool, queue, found[pool]) for queue in queues]
+        if target.store_access:
+            changes.append(pools.put_access(target.store_access))
+        seconds = pools.start_seconds(target.infra, [one.template for one in merged.values()])
+        changes.append(pools.put_automation(client, pools.dead_worker_automation(target.dead_after_seconds)))
+        changes.append(pools.put_automation(client, pools.never_began_automation(seconds)))
+        for entry in content["deployments"]:
+            changes += put_deployment(client, entry, content["pull"], given)
+        return changes
 
 
 @contextmanager

@@ -9,7 +9,6 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 from pydantic import ValidationError
 
@@ -35,9 +34,9 @@ def _connection(model: ModelConfig, config: EngineConfig) -> Connection:
     """How to reach the servers that answer now. Token ids are sent where they run vLLM and the tokenizer is here."""
     key = _api_key(config)
     found = {url: _ask_models(url, config, key) for url in config.urls}
-    listed = {url: one.models for url, one in found.items() if one.problem is None}
+    listed = {url: models for url, models in found.items() if not isinstance(models, str)}
     if not listed:
-        why = "; ".join(f"{url}: {one.problem}" for url, one in found.items())
+        why = "; ".join(f"{url}: {problem}" for url, problem in found.items())
         raise StepError(f"engine.urls: none answers ({why}). Start a server, or correct the address.")
     models = next(filter(None, listed.values()), [])
     is_vllm = any(one.owned_by == "vllm" for one in models)
@@ -97,19 +96,8 @@ def _api_key(config: EngineConfig) -> str | None:
     return key
 
 
-class _Listing(NamedTuple):
-    """A server's list of models.
-
-    Attributes:
-        models: Empty where the server answers without such a list.
-        problem: Why the server does not answer; None where it does.
-    """
-
-    models: Sequence[ListedModel]
-    problem: str | None = None
-
-
-def _ask_models(url: str, config: EngineConfig, key: str | None) -> _Listing:
+def _ask_models(url: str, config: EngineConfig, key: str | None) -> list[ListedModel] | str:
+    """The models that a server lists, none where it answers without a list; a text says why it does not answer."""
     if not url.startswith(("http://", "https://")):
         raise ConfigError(f"engine.urls: {url} is no http address. Write http://host:port/v1.")
     request = urllib.request.Request(f"{url.rstrip('/')}/models")  # noqa: S310  # checked above
@@ -117,15 +105,15 @@ def _ask_models(url: str, config: EngineConfig, key: str | None) -> _Listing:
         request.add_header("Authorization", f"Bearer {key}")
     try:
         with urllib.request.urlopen(request, timeout=_ASK_SECONDS) as response:  # noqa: S310
-            return _Listing(ModelList.model_validate_json(response.read()).data)
+            return ModelList.model_validate_json(response.read()).data
     except ValidationError:
-        return _Listing([])
+        return []
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):
             raise ConfigError(f"engine.api_key_env: {url} {_refusal(config)} (http_{error.code}).") from error
-        return _Listing([], problem=None if error.code in (404, 405) else f"http_{error.code}")
+        return [] if error.code in (404, 405) else f"http_{error.code}"
     except (OSError, ValueError, http.client.HTTPException) as error:
-        return _Listing([], problem=str(error))
+        return str(error)
 
 
 def _refusal(config: EngineConfig) -> str:

@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -45,7 +46,8 @@ class ServerRecord:
 def end_group(pgid: int) -> None:
     """End a process group, first by SIGTERM, then by SIGKILL; return when it is gone, or nothing has helped."""
     for number in (signal.SIGTERM, signal.SIGKILL):
-        _signal(pgid, number)
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(pgid, number)
         deadline = time.monotonic() + GRACE_SECONDS
         while members(pgid):
             if time.monotonic() > deadline:
@@ -57,23 +59,14 @@ def end_group(pgid: int) -> None:
     logger.warning("process group %d does not end (left: %s)", pgid, members(pgid))
 
 
-def members(pgid: int) -> list[int]:
+def members(pgid: int) -> list[psutil.Process]:
     """The living processes of a group, without zombies."""
     found = []
-    for process in psutil.process_iter(["pid", "status"]):
-        try:
+    for process in psutil.process_iter(["status", "exe"]):
+        with suppress(ProcessLookupError):
             if os.getpgid(process.pid) == pgid and process.info["status"] != psutil.STATUS_ZOMBIE:
-                found.append(process.pid)
-        except ProcessLookupError:
-            continue
+                found.append(process)
     return found
-
-
-def _signal(pgid: int, number: signal.Signals) -> None:
-    try:
-        os.killpg(pgid, number)
-    except (ProcessLookupError, PermissionError):
-        return
 
 
 def record_server(pid: int) -> None:
@@ -124,7 +117,7 @@ def _server_runs(record: ServerRecord) -> bool:
         is_same = abs(_began(record.pid) - record.began) < 1
     except psutil.NoSuchProcess:
         is_same = True  # the number of a group is given to another process only when the whole group is gone
-    return is_same and any(_executable(pid) == record.python for pid in members(record.pid))
+    return is_same and any(process.info["exe"] == record.python for process in members(record.pid))
 
 
 def _owner_runs(record: ServerRecord) -> bool:
@@ -137,10 +130,3 @@ def _owner_runs(record: ServerRecord) -> bool:
 
 def _began(pid: int) -> float:
     return float(psutil.Process(pid).create_time() - psutil.boot_time())
-
-
-def _executable(pid: int) -> str | None:
-    try:
-        return str(psutil.Process(pid).exe())
-    except psutil.Error:
-        return None

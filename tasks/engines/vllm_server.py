@@ -19,7 +19,7 @@ import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Self
 
 from tasks.config import EngineConfig, ModelConfig
 from tasks.engines.server_processes import end_group, end_orphans, record_server, remove_record
@@ -84,12 +84,6 @@ class VllmServer:
     def url(self) -> str:
         """The base URL of its API; it has a port once it is entered."""
         return f"http://127.0.0.1:{self.port}/v1"
-
-    @property
-    def pid(self) -> int:
-        """Its first process, which leads its process group."""
-        assert self._process is not None  # only a server that is entered is asked
-        return self._process.pid
 
     @property
     def context(self) -> int:
@@ -157,12 +151,11 @@ class VllmServer:
         if c.quantization:
             found += ["--quantization", c.quantization]
         if self._adapters:
-            loras = [_lora_shape(folder) for folder in self._adapters.values()]
-            rank = _lora_rank(max(lora.rank for lora in loras))
-            found += ["--enable-lora", "--max-loras", str(len(loras)), "--max-lora-rank", str(rank)]
+            ranks, modules = zip(*map(_lora_shape, self._adapters.values()), strict=True)
+            found += ["--enable-lora", "--max-loras", str(len(ranks)), "--max-lora-rank", str(_lora_rank(max(ranks)))]
             # vLLM silently drops the weights of a module that is not named here. Without any name it adapts lm_head,
             # too; with that, on a CPU, prompt log-probabilities of several rows at once kill vLLM 0.32.
-            found += ["--lora-target-modules", *sorted({name for lora in loras for name in lora.modules})]
+            found += ["--lora-target-modules", *sorted(set().union(*modules))]
             found += ["--lora-modules", *(f"{name}={folder}" for name, folder in self._adapters.items())]
         if self._groups_lora():
             found += ["--worker-extension-cls", f"{_GROUPED_LORA.stem}.GroupedLora"]
@@ -251,15 +244,8 @@ def _lines_on_failure(lines: list[str]) -> list[str]:
     return list(dict.fromkeys([*errors[-_LOG_ERRORS:], *kept[-_LOG_LINES:]]))
 
 
-class _LoraShape(NamedTuple):
-    """What the server must know of an adapter before it loads it; `modules` are the names of what it adapts."""
-
-    rank: int
-    modules: frozenset[str]
-
-
-def _lora_shape(adapter: Path) -> _LoraShape:
-    """The shape of an adapter, from its config.
+def _lora_shape(adapter: Path) -> tuple[int, set[str]]:
+    """The rank of an adapter and the names of the modules that it adapts, from its config.
 
     Raises:
         DataError: The config gives no list of module names, but a pattern, for example.
@@ -273,7 +259,7 @@ def _lora_shape(adapter: Path) -> _LoraShape:
             "adapter was trained on, or use engine kind transformers."
         )
     # vLLM compares the last part of a module's name, and would not match "self_attn.q_proj".
-    return _LoraShape(int(config["r"]), frozenset(name.rpartition(".")[2] for name in names))
+    return int(config["r"]), {name.rpartition(".")[2] for name in names}
 
 
 def _lora_rank(needed: int) -> int:

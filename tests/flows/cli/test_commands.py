@@ -7,7 +7,7 @@ from pathlib import Path
 from flows.cli import main
 
 FOLDER = Path(main.__file__).parent
-SHARED = {"__init__", "__main__", "main", "options", "reference"}  # what commands use
+SHARED = {"__init__", "__main__", "main", "options"}  # what commands use
 
 
 def test_every_command_is_found_in_the_file_of_its_name_and_every_file_is_a_command():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any
 
 from tasks.artifacts.store import Ref, Store
 from tasks.wording import count, interval, percent
@@ -12,50 +12,7 @@ from tasks.wording import count, interval, percent
 LOW_PRECISION = 0.9  # below this share of right answers among those that the LLM accepted, the report warns
 
 
-class Share(TypedDict):
-    """A share with its interval; `value` is null where nothing was counted, or the share cannot be estimated."""
-
-    value: float | None
-    low: float | None
-    high: float | None
-
-
-class AuditClass(TypedDict):
-    """The audit of one class of answerability, or of all classes: probes, and what they imply for the real answers."""
-
-    answerable: str
-    right_accepted: int
-    right_rejected: int
-    wrong_accepted: int
-    wrong_rejected: int
-    unjudged: int
-    precision: Share
-    recall: Share
-    false_accepts: Share
-    decided: int
-    accepted: int
-    wrong_accepted_answers: Share
-    precision_of_answers: Share | None
-
-
-class AuditKind(TypedDict):
-    """Verdicts on one kind of probe."""
-
-    kind: str
-    acceptable: bool
-    accept: int
-    reject: int
-    unjudged: int
-
-
-class AuditThreshold(TypedDict):
-    """What another threshold would do; `accepted` counts real answers."""
-
-    threshold: float
-    precision: float | None
-    recall: float | None
-    accepted_probes: int
-    accepted: int
+Facts = dict[str, Any]  # Any: JSON values, as `tasks.judge.audit.summary` writes them
 
 
 @dataclass(frozen=True)
@@ -73,9 +30,9 @@ class Audit:
     threshold: float
     min_precision: float | None
     fell_short: str | None
-    classes: list[AuditClass]
-    kinds: list[AuditKind]
-    sweep: list[AuditThreshold]
+    classes: list[Facts]
+    kinds: list[Facts]
+    sweep: list[Facts]
     warnings: list[str]
 
 
@@ -85,12 +42,8 @@ def audits(store: Store, artifacts: Mapping[str, Ref]) -> list[Audit]:
     for name, of in (("verdicts", "answers"), ("rewrite_verdicts", "rewrites")):
         manifest = store.manifest(**artifacts[name]) if name in artifacts else None
         if facts := manifest.facts.get("audit") if manifest else None:
-            found.append(_audit(of, facts))
+            found.append(Audit(of, **{name: facts[name] for name in Audit.__dataclass_fields__ if name != "of"}))
     return found
-
-
-def _audit(of: str, facts: Mapping[str, Any]) -> Audit:  # Any: JSON values
-    return Audit(of, **{name: facts[name] for name in Audit.__dataclass_fields__ if name != "of"})
 
 
 def audit_warnings(found: Sequence[Audit]) -> Iterator[str]:

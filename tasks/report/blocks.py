@@ -15,6 +15,11 @@ class Cell:
     tone: str = ""
 
 
+def row(*cells: Cell | str) -> list[Cell]:
+    """A row of a table; a text becomes a cell without detail."""
+    return [Cell(cell) if isinstance(cell, str) else cell for cell in cells]
+
+
 @dataclass(frozen=True)
 class Table:
     """A table and how to read it.

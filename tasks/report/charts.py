@@ -35,6 +35,7 @@ _STYLE: dict[Any, Any] = {  # Any: matplotlib types its keys as one long Literal
     "figure.facecolor": "none", "axes.facecolor": "none",
 }  # fmt: skip
 
+ErrorBar = list[list[float]]  # how far the interval reaches below and above the point
 Look = Mapping[str, tuple[str, str, str]]  # by arm: colour, marker, line
 
 
@@ -82,51 +83,55 @@ def forgetting(arms: Sequence[Arm]) -> str | None:
 
 def front(arms: Sequence[Arm]) -> str | None:
     """Task gain against retention, one point an arm; arms that differ in the learning rate alone are joined."""
-    placed = [(arm, arm.general, arm.task) for arm in arms if arm.general and arm.task]
-    if not placed:
-        return None
-    with _figure(4.4) as (figure, axes):
-        for line in _sweeps([arm for arm, _, _ in placed]):
-            kept_points = [100 * arm.general.delta for arm in line if arm.general]
-            gained_points = [100 * arm.task.delta for arm in line if arm.task]
-            axes.plot(kept_points, gained_points, color=POLICIES[line[0].policy].colour, linewidth=1, alpha=0.6)
-        for arm, kept, gained in placed:
-            at = 100 * kept.delta, 100 * gained.delta
-            _point(axes, arms, arm, at, xerr=_error_bar(kept), yerr=_error_bar(gained))
-        axes.axvline(0, color=_TEXT, linewidth=0.8, linestyle=":")
-        axes.set_xlabel("retention: mean change on general benchmarks, points")
-        axes.set_ylabel("task gain, points")
-        axes.grid()
-        axes.margins(x=0.08, y=0.12)
-        _legend_above(figure)
-        return _svg(figure, "front", "Task gain against retention, one point an arm")
+    placed = [
+        (arm, (100 * arm.general.delta, 100 * arm.task.delta), _error_bar(arm.general), _error_bar(arm.task))
+        for arm in arms
+        if arm.general and arm.task
+    ]
+    xlabel, ylabel = "retention: mean change on general benchmarks, points", "task gain, points"
+    return _scatter(placed, arms, "front", "Task gain against retention, one point an arm", xlabel, ylabel)
 
 
 def drift(arms: Sequence[Arm]) -> str | None:
     """Mean change on general benchmarks by drift, one point an arm; arms are joined as in `front`."""
-    placed = [
-        (arm, arm.drift.per_token, arm.general)
-        for arm in sorted(arms, key=lambda arm: arm.learning_rate)
-        if arm.drift and arm.drift.per_token.value is not None and arm.general
-    ]
+    placed = []
+    for arm in sorted(arms, key=lambda arm: arm.learning_rate):
+        if arm.drift and arm.drift.per_token.value is not None and arm.general:
+            estimate, value = arm.drift.per_token, arm.drift.per_token.value
+            low, high = (value if end is None else end for end in (estimate.low, estimate.high))
+            xerr = [[value - low], [high - value]]
+            placed.append((arm, (value, 100 * arm.general.delta), xerr, _error_bar(arm.general)))
+    xlabel, ylabel = "drift on task prompts, nats a token", "mean general change, points"
+    label = "Mean change on general benchmarks by drift, one point an arm"
+    return _scatter(placed, arms, "drift", label, xlabel, ylabel)
+
+
+def _scatter(
+    placed: Sequence[tuple[Arm, tuple[float, float], ErrorBar, ErrorBar]], arms: Sequence[Arm], name: str, label: str,
+    xlabel: str, ylabel: str,
+) -> str | None:  # fmt: skip
+    """Arms as points with the bars of both intervals, and a line where the general change is 0."""
     if not placed:
         return None
+    points = {arm.name: at for arm, at, _, _ in placed}
     with _figure(4.4) as (figure, axes):
-        at = {arm.name: (estimate.value or 0.0, 100 * general.delta) for arm, estimate, general in placed}
-        for line in _sweeps([arm for arm, _, _ in placed]):
-            points = zip(*(at[arm.name] for arm in line), strict=True)
-            axes.plot(*points, color=POLICIES[line[0].policy].colour, linewidth=1, alpha=0.6)
-        for arm, estimate, general in placed:
-            value, _ = at[arm.name]
-            low, high = (value if end is None else end for end in (estimate.low, estimate.high))
-            _point(axes, arms, arm, at[arm.name], xerr=[[value - low], [high - value]], yerr=_error_bar(general))
-        axes.axhline(0, color=_TEXT, linewidth=0.8, linestyle=":")
-        axes.set_xlabel("drift on task prompts, nats a token")
-        axes.set_ylabel("mean general change, points")
+        for line in _sweeps([arm for arm, *_ in placed]):
+            joined = zip(*(points[arm.name] for arm in line), strict=True)
+            axes.plot(*joined, color=POLICIES[line[0].policy].colour, linewidth=1, alpha=0.6)
+        for arm, at, xerr, yerr in placed:
+            colour, marker, _ = look(arms)[arm.name]
+            axes.errorbar(
+                *at, xerr=xerr, yerr=yerr, color=colour, marker=marker, markersize=7, elinewidth=1.2, linestyle="none",
+                label=arm.name,
+            )  # fmt: skip
+        no_change = axes.axvline if name == "front" else axes.axhline
+        no_change(0, color=_TEXT, linewidth=0.8, linestyle=":")
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel)
         axes.grid()
         axes.margins(x=0.08, y=0.12)
         _legend_above(figure)
-        return _svg(figure, "drift", "Mean change on general benchmarks by drift, one point an arm")
+        return _svg(figure, name, label)
 
 
 def target_mix(mixes: Sequence[Mix]) -> str | None:
@@ -135,9 +140,9 @@ def target_mix(mixes: Sequence[Mix]) -> str | None:
         return None
     with _figure(0.42 * len(mixes) + 0.75) as (figure, axes):
         for row, mix in enumerate(mixes):
-            total, left = sum(mix.counts.values()) or 1, 0.0
+            left = 0.0
             for kind, n in mix.counts.items():
-                width = 100 * n / total
+                width = 100 * n / (mix.n_rows or 1)
                 axes.barh(row, width, left=left, height=0.66, color=_TARGET_COLOURS[kind])
                 if width >= 9:
                     axes.text(left + width / 2, row, f"{width:.0f} %", ha="center", va="center", color="white")
@@ -186,19 +191,7 @@ def _legend_above(figure: Figure) -> None:
     figure.legend(loc="outside upper left", ncols=columns, handlelength=1.6, columnspacing=1.2, borderpad=0)
 
 
-def _point(
-    axes: Axes, arms: Sequence[Arm], arm: Arm, at: tuple[float, float], *, xerr: list[list[float]],
-    yerr: list[list[float]],
-) -> None:  # fmt: skip
-    """Draw an arm as a point with the bars of both intervals."""
-    colour, marker, _ = look(arms)[arm.name]
-    axes.errorbar(
-        *at, xerr=xerr, yerr=yerr, color=colour, marker=marker, markersize=7, elinewidth=1.2, linestyle="none",
-        label=arm.name,
-    )  # fmt: skip
-
-
-def _error_bar(change: Average) -> list[list[float]]:
+def _error_bar(change: Average) -> ErrorBar:
     return [[100 * (change.delta - change.low)], [100 * (change.high - change.delta)]]
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from tasks.report.audits import Audit, AuditClass, Share
-from tasks.report.blocks import Block, Cell, Table
+from tasks.report.audits import Audit, Facts
+from tasks.report.blocks import Block, Cell, Table, row
 from tasks.wording import MISSING, count, interval, level, percent
 
 if TYPE_CHECKING:
@@ -32,16 +32,14 @@ def audit_blocks(found: Findings) -> Iterator[Block]:
 
 
 def _rates(audit: Audit) -> Table:
-    rows = []
-    for row in audit.classes:
-        n_right, n_wrong = row["right_accepted"] + row["right_rejected"], row["wrong_accepted"] + row["wrong_rejected"]
-        rows.append([
-            Cell(row["answerable"]), Cell(count(n_right)), Cell(count(n_wrong)), _share(row["precision"]),
-            _share(row["recall"]), _share(row["false_accepts"]), Cell(count(row["unjudged"])),
-        ])  # fmt: skip
-    asked = (
-        "" if audit.min_precision is None else f" The recipe asks for a precision of {percent(audit.min_precision)}."
-    )
+    rows = [
+        row(c["answerable"], count(c["right_accepted"] + c["right_rejected"]),
+            count(c["wrong_accepted"] + c["wrong_rejected"]), _share(c["precision"]), _share(c["recall"]),
+            _share(c["false_accepts"]), count(c["unjudged"]))
+        for c in audit.classes
+    ]  # fmt: skip
+    wanted = audit.min_precision
+    asked = "" if wanted is None else f" The recipe asks for a precision of {percent(wanted)}."
     missed = f" It was missed: {audit.fell_short}." if audit.fell_short else ""
     return Table(
         ["Examples", "Right probes", "Wrong probes", "Precision of accept", "Recall", "False accepts", "Unjudged"],
@@ -54,12 +52,9 @@ def _rates(audit: Audit) -> Table:
 
 def _targets(audit: Audit) -> Table:
     rows = [
-        [
-            Cell(row["answerable"]), Cell(count(row["decided"])), Cell(count(row["accepted"])), _expected(row),
-            _share(row["precision_of_answers"]),
-        ]
-        for row in audit.classes
-    ]  # fmt: skip
+        row(c["answerable"], count(c["decided"]), count(c["accepted"]), _expected(c), _share(c["precision_of_answers"]))
+        for c in audit.classes
+    ]
     return Table(
         ["Examples", "Decided by LLM", "Accepted", "Wrong among them (expected)", "Right among them (expected)"], rows,
         "What follows for the real answers. With recall t, false accepts f and acceptance rate a, the share of right "
@@ -71,16 +66,13 @@ def _targets(audit: Audit) -> Table:
 
 def _kinds(audit: Audit) -> Table:
     rows = []
-    for row in audit.kinds:
-        n_judged = row["accept"] + row["reject"]
-        n_right = row["accept"] if row["acceptable"] else row["reject"]
-        rows.append([
-            Cell(_MADE.get(row["kind"], row["kind"])), Cell("accept" if row["acceptable"] else "reject"),
-            Cell(percent(n_right / n_judged) if n_judged else MISSING), Cell(count(row["accept"])),
-            Cell(count(row["reject"])), Cell(count(row["unjudged"])),
-        ])  # fmt: skip
+    for kind in audit.kinds:
+        right, n_judged = "accept" if kind["acceptable"] else "reject", kind["accept"] + kind["reject"]
+        rightly = percent(kind[right] / n_judged) if n_judged else MISSING
+        counts = [count(kind[name]) for name in ("accept", "reject", "unjudged")]
+        rows.append(row(_MADE.get(kind["kind"]) or kind["kind"], right, rightly, *counts))
     return Table(
-        ["Probe", "Right verdict", "VerdictsAndTargets rightly", "Accept", "Reject", "Unjudged"], rows,
+        ["Probe", "Right verdict", "Judged rightly", "Accept", "Reject", "Unjudged"], rows,
         "Where the judge errs, by how the probe was made.", folded=f"Probes of the judge of {audit.of} by kind",
         prose=True,
     )  # fmt: skip
@@ -88,13 +80,11 @@ def _kinds(audit: Audit) -> Table:
 
 def _sweep(audit: Audit) -> Table:
     rows = [
-        [
-            Cell(f"{row['threshold']:.2f}"), Cell(percent(row["precision"])), Cell(percent(row["recall"])),
-            Cell(count(row["accepted_probes"])), Cell(count(row["accepted"])),
-        ]
-        for row in audit.sweep
+        row(f"{at['threshold']:.2f}", percent(at["precision"]), percent(at["recall"]), count(at["accepted_probes"]),
+            count(at["accepted"]))
+        for at in audit.sweep
     ]  # fmt: skip
-    chosen = frozenset(i for i, row in enumerate(audit.sweep) if row["threshold"] == audit.threshold)
+    chosen = frozenset(i for i, at in enumerate(audit.sweep) if at["threshold"] == audit.threshold)
     return Table(
         ["Threshold", "Precision", "Recall", "Accepted probes", f"Accepted {audit.of}"], rows,
         f"What another judge.llm.threshold would do (now {audit.threshold:g}), from the probabilities that are stored: "
@@ -103,13 +93,13 @@ def _sweep(audit: Audit) -> Table:
     )  # fmt: skip
 
 
-def _share(share: Share | None) -> Cell:
+def _share(share: Facts | None) -> Cell:
     if share is None:
         return Cell(MISSING)
     return Cell(percent(share["value"]), interval(share["low"], share["high"], sign=False))
 
 
-def _expected(row: AuditClass) -> Cell:
+def _expected(row: Facts) -> Cell:
     wrong = row["wrong_accepted_answers"]
     if not row["accepted"]:
         return Cell("0")

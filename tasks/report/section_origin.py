@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from tasks.report.blocks import Block, Cell, Listing, Table
+from tasks.report.blocks import Block, Cell, Listing, Table, row
 from tasks.wording import MISSING, count, seconds
 
 if TYPE_CHECKING:
@@ -17,14 +17,11 @@ def accounting(found: Findings) -> Iterator[Block]:
     """Rows in, out and dropped, by step."""
     rows = []
     for made in found.steps:
-        dropped = "; ".join(f"{n:,} {reason}" for reason, n in made.dropped.items()) or (
-            "0" if made.rows_in is not None else MISSING
-        )
+        nothing = MISSING if made.rows_in is None else "0"
+        dropped = "; ".join(f"{n:,} {reason}" for reason, n in made.dropped.items()) or nothing
         closes = MISSING if made.closes is None else "yes" if made.closes else "NO"
-        rows.append(
-            [Cell(made.label), Cell(count(made.rows_in)), Cell(count(made.rows_out)), Cell(dropped),
-             Cell(closes, tone="bad" if closes == "NO" else ""), Cell(_other_counts(made))]
-        )  # fmt: skip
+        adds_up = Cell(closes, tone="bad" if closes == "NO" else "")
+        rows.append(row(made.label, count(made.rows_in), count(made.rows_out), dropped, adds_up, _other_counts(made)))
     yield Table(
         ["Step", "Rows in", "Rows out", "Dropped by reason", "Adds up", "Other counts"], rows,
         "Every row that enters a step leaves it or is dropped for a named reason. A dash: the step does not account "
@@ -42,15 +39,12 @@ def _other_counts(made: ArtifactRecord) -> str:
 def cost(found: Findings) -> Iterator[Block]:
     """Time, tokens and rows, by step."""
     rows = [
-        [
-            Cell(made.label), Cell(seconds(made.seconds)),
-            Cell(", ".join(f"{name} {n:,}" for name, n in made.tokens.items()) or MISSING),
-            Cell(count(made.generated)), Cell(count(made.reused)), Cell(made.host or MISSING),
-        ]
+        row(made.label, seconds(made.seconds), ", ".join(f"{name} {n:,}" for name, n in made.tokens.items()) or MISSING,
+            count(made.generated), count(made.reused), made.host or MISSING)
         for made in found.steps
     ]  # fmt: skip
     known = [made.seconds for made in found.steps if made.seconds is not None]
-    rows.append([Cell("all"), Cell(seconds(sum(known))), *(Cell("") for _ in range(4))])
+    rows.append(row("all", seconds(sum(known)), *[""] * 4))
     yield Table(
         ["Step", "Time", "Tokens", "Rows generated", "Rows reused", "Host"], rows,
         "What each artifact cost when it was made. An artifact that this run reused cost nothing again. Rows reused: "
@@ -63,7 +57,7 @@ def provenance(found: Findings) -> Iterator[Block]:
     rows = []
     for made in found.steps:
         inputs = ", ".join(f"{name} {ref['fingerprint'][:12]}" for name, ref in made.inputs.items()) or MISSING
-        rows.append([Cell(made.label), Cell(made.fingerprint), Cell(made.content_digest[:12]), Cell(inputs)])
+        rows.append(row(made.label, made.fingerprint, made.content_digest[:12], inputs))
     yield Table(
         ["Step", "Fingerprint", "Content", "Made from"], rows,
         "A fingerprint is a digest of code version, config, inputs and outside content. "
@@ -72,7 +66,7 @@ def provenance(found: Findings) -> Iterator[Block]:
     )  # fmt: skip
     versions = sorted({(name, version) for made in found.steps for name, version in made.versions.items()})
     pythons = sorted({("python", made.python) for made in found.steps if made.python})
-    yield Table(["Package", "Version"], [[Cell(name), Cell(version)] for name, version in [*pythons, *versions]],
+    yield Table(["Package", "Version"], [row(*package) for package in [*pythons, *versions]],
                 "Versions that the artifacts were made with; two lines for a package mean that it changed in between.",
                 folded="Versions")  # fmt: skip
     yield Listing(found.recipe_yaml, "The recipe, complete with its defaults")

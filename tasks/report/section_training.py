@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from tasks.report.blocks import Block, Cell, Chart, Paragraph, SideBySide, Table
+from tasks.report.blocks import Block, Cell, Chart, Paragraph, SideBySide, Table, row
 from tasks.report.section_audit import audit_blocks
 from tasks.wording import MISSING, count, interval, level, listed, percent, setting
 
@@ -20,12 +20,9 @@ def judge_and_targets(found: Findings) -> Iterator[Block]:
 
     judged = found.judged
     rows = [
-        [
-            Cell(row.kind), Cell(row.answerable),
-            Cell(percent(row.rate.value), interval(row.rate.low, row.rate.high, sign=False)),
-            Cell(percent(row.coverage)), Cell(count(row.accept)), Cell(count(row.reject)), Cell(count(row.unjudged)),
-        ]
-        for row in judged.acceptance
+        row(of.kind, of.answerable, Cell(percent(of.rate.value), interval(of.rate.low, of.rate.high, sign=False)),
+            percent(of.coverage), count(of.accept), count(of.reject), count(of.unjudged))
+        for of in judged.acceptance
     ]  # fmt: skip
     yield Table(
         ["Output", "Examples", "Acceptance rate", "Coverage", "Accept", "Reject", "Unjudged"], rows,
@@ -36,42 +33,26 @@ def judge_and_targets(found: Findings) -> Iterator[Block]:
     if svg := charts.target_mix(judged.mixes):
         yield Chart(svg, "Whose words each arm was trained on. Arms that differ in training alone share a bar (+n).")
     mix_rows = [
-        [Cell(listed(mix.arms)), *(Cell(count(mix.counts[kind]), _part(mix.counts, kind)) for kind in mix.counts)]
+        row(
+            listed(mix.arms),
+            *(Cell(count(n), percent(n / mix.n_rows) if mix.n_rows else "") for n in mix.counts.values()),
+        )
         for mix in judged.mixes
     ]
     yield Table(["Arms", "Self", "Rewrite", "Gold"], mix_rows, "Training rows by the kind of their target.", prose=True)
-    reason_rows = [
-        [Cell(r.kind), Cell(r.verdict), Cell(r.decided_by or MISSING), Cell(r.reason), Cell(count(r.n))]
-        for r in judged.reasons
-    ]
-    more = (
-        f" The {len(judged.reasons)} most frequent of {judged.n_reasons:,}."
-        if judged.n_reasons > len(reason_rows)
-        else ""
-    )
+    reasons = [row(r.kind, r.verdict, r.decided_by or MISSING, r.reason, count(r.n)) for r in judged.reasons]
+    is_cut = judged.n_reasons > len(reasons)
+    more = f" The {len(reasons)} most frequent of {judged.n_reasons:,}." if is_cut else ""
     yield Table(
-        ["Output", "Verdict", "Decided by", "Reason", "Outputs"], reason_rows,
-        f"Which rule or judge decided, and why.{more}", folded="Reasons of the verdicts",
+        ["Output", "Verdict", "Decided by", "Reason", "Outputs"], reasons,
+        f"Which rule or judge decided, and why.{more}", folded="Reasons of the verdicts", prose=True,
+    )  # fmt: skip
+    choices = [row(listed(mix.arms), kind, why, count(n)) for mix in judged.mixes for kind, why, n in mix.reasons]
+    yield Table(
+        ["Arms", "Target", "Reason", "Rows"], choices, "Why each target was chosen.", folded="Reasons of the targets",
         prose=True,
     )  # fmt: skip
-    choices = [
-        [Cell(listed(mix.arms)), Cell(kind), Cell(why), Cell(count(n))]
-        for mix in judged.mixes
-        for kind, why, n in mix.reasons
-    ]
-    yield Table(
-        ["Arms", "Target", "Reason", "Rows"],
-        choices,
-        "Why each target was chosen.",
-        folded="Reasons of the targets",
-        prose=True,
-    )
     yield from audit_blocks(found)
-
-
-def _part(counts: dict[str, int], kind: str) -> str:
-    total = sum(counts.values())
-    return percent(counts[kind] / total) if total else ""
 
 
 def training(found: Findings) -> Iterator[Block]:
@@ -90,13 +71,10 @@ def training(found: Findings) -> Iterator[Block]:
         arm = arms[curve.arm]
         settings = [setting(arm.training[option]) for option in found.measured.options]
         losses = [MISSING if loss is None else f"{loss:.3f}" for loss in ends]
-        rows.append([Cell(curve.arm), *(Cell(text) for text in (*settings, count(curve.n_steps), *losses))])
+        rows.append(row(curve.arm, *settings, count(curve.n_steps), *losses))
     options = [option.replace("_", " ").capitalize() for option in found.measured.options]
-    yield Table(
-        ["Arm", *options, "Steps", "First loss", "Last loss"],
-        rows,
-        "The training settings of each arm, and the two ends of its loss curve.",
-    )
+    about = "The training settings of each arm, and the two ends of its loss curve."
+    yield Table(["Arm", *options, "Steps", "First loss", "Last loss"], rows, about)
 
 
 def examples(found: Findings) -> Iterator[Block]:

@@ -54,6 +54,11 @@ class Mix:
     counts: dict[str, int]
     reasons: list[tuple[str, str, int]]
 
+    @property
+    def n_rows(self) -> int:
+        """All targets."""
+        return sum(self.counts.values())
+
 
 @dataclass(frozen=True)
 class ShownTarget:

@@ -32,4 +32,4 @@ def audit_judge(
         console.print(agreement_table(found))
     else:
         for shown in audit_tables(found):
-            console.print(shown, highlight=False)
+            console.print(shown)

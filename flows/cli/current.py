@@ -43,4 +43,4 @@ def current(
         print_json(found)
         return
     for shown in status_lines(found):
-        console.print(shown, highlight=False, soft_wrap=True)
+        console.print(shown, soft_wrap=True)

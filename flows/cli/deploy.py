@@ -72,5 +72,5 @@ def deploy(
     install = "" if infra == "process" else f"    pip install -c constraints.txt -e '.[{infra}]'\n"
     console.print(
         f"\nstart workers where steps are to run:\n{install}    prefect worker start --pool ssr-cpu --type {infra}\n"
-        f"    prefect worker start --pool ssr-gpu --type {infra}", highlight=False, markup=False,
+        f"    prefect worker start --pool ssr-gpu --type {infra}", markup=False,
     )  # fmt: skip

@@ -48,7 +48,7 @@ def doctor(store: StoreOption = ".ssr", as_json: JsonOption = False) -> None:
                 "[green]ok[/]     " if finding.ok else "[red]missing[/]" if finding.required else "[yellow]absent[/] "
             )
             fix = f"  ->  {finding.fix}" if finding.fix and not finding.ok else ""
-            console.print(f"{mark} {finding.what:<22} {escape(finding.found + fix)}", soft_wrap=True, highlight=False)
+            console.print(f"{mark} {finding.what:<22} {escape(finding.found + fix)}", soft_wrap=True)
     if any(finding.required and not finding.ok for finding in findings):
         raise typer.Exit(1)
 

@@ -33,6 +33,6 @@ def gc(
         print_json(found._asdict())
         return
     for line in collected_lines(found, removed=yes):
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
     if not found.is_nothing and not yes:
         console.print("remove them: ssr gc --yes, with the same options")

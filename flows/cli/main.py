@@ -45,7 +45,7 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except SsrError as error:
-        stderr.print(f"[red]error[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        stderr.print(f"[red]error[/] {escape(str(error))}", soft_wrap=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         stderr.print("stopped. What was finished is kept: the same command goes on from there.")

@@ -32,4 +32,4 @@ def merge(
     record = load_run(opened, run_id)
     with stderr.status("merging"):
         merged = merge_arm(opened, record, arm, out)
-    console.print(f"{merged.label} of {record.run_id}, merged: {out}", soft_wrap=True, highlight=False)
+    console.print(f"{merged.label} of {record.run_id}, merged: {out}", soft_wrap=True)

@@ -16,8 +16,8 @@ from tasks.errors import ConfigError
 if TYPE_CHECKING:
     from tasks.config import RunConfig
 
-console = Console()
-stderr = Console(stderr=True)
+console = Console(highlight=False)
+stderr = Console(stderr=True, highlight=False)
 
 RecipeName = Annotated[str, typer.Argument(help="Name of a shipped recipe (ssr recipes), or a YAML file.")]
 RunId = Annotated[str, typer.Argument(help="Id of a run, the beginning of one, or `latest`.")]

@@ -54,10 +54,10 @@ def plan(
         style = "cyan" if line.action == "cached" else "yellow"
         table.add_row(line.label, f"[{style}]{line.action}[/]", escape(line.reason), line.fingerprint[:12])
     console.print(table)
-    console.print(f"\nrows to generate: {answers.n_missing:,} of {answers.n_rows:,}", highlight=False)
+    console.print(f"\nrows to generate: {answers.n_missing:,} of {answers.n_rows:,}")
     if config.reads("rewrites"):
         known = f"{rewrites.n_missing:,} of {rewrites.n_rows:,}" if rewrites else "decided after judging"
-        console.print(f"rows to rewrite: {known}", highlight=False)
+        console.print(f"rows to rewrite: {known}")
     _show_prices(prices)
 
 
@@ -71,5 +71,5 @@ def _show_prices(prices: list[WorkEstimate]) -> None:
     console.print()
     console.print(table)
     for note in dict.fromkeys(line.note for line in prices if line.note):
-        console.print(f"[yellow]{escape(note)}[/]", soft_wrap=True, highlight=False)
-    console.print(f"[dim]{escape(' '.join(assumptions()))}[/]", highlight=False)
+        console.print(f"[yellow]{escape(note)}[/]", soft_wrap=True)
+    console.print(f"[dim]{escape(' '.join(assumptions()))}[/]")

@@ -11,4 +11,4 @@ from flows.runs.recipes import shipped
 def recipes() -> None:
     """List the shipped recipes."""
     for name, purpose in shipped().items():
-        console.print(f"{name:<20} {escape(purpose)}", highlight=False)
+        console.print(f"{name:<20} {escape(purpose)}")

@@ -56,9 +56,9 @@ def show_result(store: Store, record: RunRecord) -> None:
     console.print()
     console.print(table)
     for sentence in found["verdict"]:
-        console.print(escape(sentence), highlight=False)
+        console.print(escape(sentence))
     if decided := record.promotion:
         outcome = f"{decided['outcome']}: {'; '.join(decided['reasons'])}"
-        console.print(f"\npromotion  {escape(outcome)}   (ssr current {record.name})", highlight=False)
-    console.print(f"\nreport  {folder / 'report.html'}", soft_wrap=True, highlight=False)
-    console.print(f"run     {record.run_id}   (ssr why {record.run_id})", soft_wrap=True, highlight=False)
+        console.print(f"\npromotion  {escape(outcome)}   (ssr current {record.name})")
+    console.print(f"\nreport  {folder / 'report.html'}", soft_wrap=True)
+    console.print(f"run     {record.run_id}   (ssr why {record.run_id})", soft_wrap=True)

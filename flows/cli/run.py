@@ -39,7 +39,7 @@ def run(
 
     config = load_named(recipe, set_)
     for remark in gpu_remarks(config):
-        stderr.print(f"[yellow]{escape(remark)}[/]", soft_wrap=True, highlight=False)
+        stderr.print(f"[yellow]{escape(remark)}[/]", soft_wrap=True)
     opened = open_store(store)
     opened.preflight()
     # Planning finds missing data and models before Prefect starts.

@@ -29,6 +29,6 @@ def why(
         print_json(found)
         return
     for entry in found:
-        console.print(f"[bold]{escape(str(entry.pop('title')))}[/]", highlight=False)
+        console.print(f"[bold]{escape(str(entry.pop('title')))}[/]")
         for name, value in entry.items():
-            console.print(f"    {name:<14} {escape(str(value))}", soft_wrap=True, highlight=False)
+            console.print(f"    {name:<14} {escape(str(value))}", soft_wrap=True)

@@ -5,6 +5,7 @@ Servers are sent ids and not text, so that the chat template is the one of the m
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
@@ -64,18 +65,9 @@ class ChatTokenizer:
         if choice not in self._choices:
             _, answer = self.with_answer([_ANY_QUESTION], choice)
             _, other = self.with_answer([_ANY_QUESTION], f"{choice} {choice}")
-            n_same = next(
-                (i for i, pair in enumerate(zip(answer, other, strict=False)) if pair[0] != pair[1]), len(answer)
-            )
-            self._choices[choice] = answer[: max(1, n_same)]
+            same = [one for one, _ in takewhile(lambda pair: pair[0] == pair[1], zip(answer, other, strict=False))]
+            self._choices[choice] = same or answer[:1]
         return self._choices[choice]
-
-    def choice_text(self, choice: str) -> str:
-        """The text of `choice_ids`, with the space that the template may put before it."""
-        ids = self.choice_ids(choice)
-        # Decoded behind another token, because some tokenizers strip the space before the first token of a text.
-        mark = self._encode("?")
-        return str(self._tokenizer.decode(mark + ids)).removeprefix(str(self._tokenizer.decode(mark)))
 
     def _text(self, messages: list[Message], *, prompt: bool) -> str:
         try:

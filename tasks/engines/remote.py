@@ -12,13 +12,13 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Container, Iterable, Iterator
 from itertools import islice
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import aiohttp
 
 from tasks.engines.base import Continuation, Likelihood, Reply, Request, Sampling
 from tasks.engines.chat_tokenizer import RefusedChat, check_fits
-from tasks.engines.replicas import Connection, Replicas
+from tasks.engines.replicas import Connection, Json, Replicas
 from tasks.engines.streaming import stream
 from tasks.engines.wire import (
     Choice,
@@ -43,7 +43,6 @@ _LOGPROBS = ("top_logprobs", "logprobs")  # some servers refuse them, or allow f
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
-Json = dict[str, Any]  # Any: JSON values
 
 
 class RemoteEngine:

@@ -227,11 +227,9 @@ def _written(log: PromotionLog, event: Event) -> Event | None:
     if event.outcome in ("current", "promoted"):
         return None  # a forced run has decided anew: an earlier event of the same artifact was kept
     for other in reversed(log.events):
-        if other.outcome == "restored":
-            return None  # the decisions before it were about another promoted adapter
-        if other.decision == event.decision:
+        if other.decision == event.decision and other.outcome != "restored":
             return other
-        if other.outcome == "promoted":
+        if other.outcome in ("restored", "promoted"):
             return None  # the decisions before it were about another promoted adapter
     return None
 

@@ -94,10 +94,8 @@ class Event:
 
     def summary(self) -> dict[str, Any]:  # Any: JSON values
         """What the record of the run keeps: outcome, reasons, and the run whose adapter is promoted now."""
-        return {
-            "outcome": self.outcome, "reasons": self.reasons,
-            "current": self.after.run_id if self.after else None,
-        }  # fmt: skip
+        current = self.after.run_id if self.after else None
+        return {"outcome": self.outcome, "reasons": self.reasons, "current": current}
 
 
 class PromotionLog(NamedTuple):

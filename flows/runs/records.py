@@ -90,12 +90,11 @@ def load_run(store: Store, run_id: str) -> RunRecord:
     Raises:
         ConfigError: There is no such run, or several.
     """
-    names = [name.removesuffix(".json") for name in store.names("runs") if name.endswith(".json")]
     if run_id == "latest":
-        records = sorted((_read(store, name) for name in names), key=lambda r: r.started)
-        if not records:
+        if not (records := all_runs(store)):
             raise ConfigError(f"{store.uri}: no run yet. Start one: ssr run demo")
-        return records[-1]
+        return records[0]
+    names = _run_ids(store)
     matching = [name for name in names if name == run_id] or [n for n in names if n.startswith(run_id)]
     if len(matching) != 1:
         what = "no such run" if not matching else f"{len(matching)} runs begin so"
@@ -105,8 +104,11 @@ def load_run(store: Store, run_id: str) -> RunRecord:
 
 def all_runs(store: Store) -> list[RunRecord]:
     """Every run, newest first."""
-    names = [name.removesuffix(".json") for name in store.names("runs") if name.endswith(".json")]
-    return sorted((_read(store, name) for name in names), key=lambda r: r.started, reverse=True)
+    return sorted((_read(store, name) for name in _run_ids(store)), key=lambda r: r.started)[::-1]
+
+
+def _run_ids(store: Store) -> list[str]:
+    return [name.removesuffix(".json") for name in store.names("runs") if name.endswith(".json")]
 
 
 def _read(store: Store, run_id: str) -> RunRecord:

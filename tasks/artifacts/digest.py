@@ -10,8 +10,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-_BLOCK = 1 << 20
-
 
 def canonical_json(value: Any) -> str:  # Any: any JSON value
     """The canonical text of a JSON value: sorted keys, no spaces, no NaN."""
@@ -31,11 +29,8 @@ def file_digest(path: Path) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _file_digest(path: str, size: int, mtime_ns: int, inode: int) -> str:
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def folder_digest(folder: Path, names: Iterable[str]) -> str:

@@ -32,13 +32,11 @@ from typing import Any, ClassVar
 from tasks.artifacts.digest import digest_of
 from tasks.artifacts.files import LocalFiles, StoredFile, files_at
 from tasks.artifacts.lease import Lease, NoLease
-from tasks.artifacts.manifest import FileEntry as FileEntry
-from tasks.artifacts.manifest import Manifest as Manifest
-from tasks.artifacts.manifest import Ref as Ref
-from tasks.artifacts.manifest import checked_name
-from tasks.artifacts.manifest import describe_files as describe_files
+from tasks.artifacts.manifest import FileEntry, Manifest, Ref, checked_name, describe_files
 from tasks.artifacts.s3 import S3Files, open_s3
 from tasks.errors import SsrError, StoreError
+
+__all__ = ["MANIFEST", "FileEntry", "Manifest", "Ref", "Store", "cache_folder", "describe_files", "open_store"]
 
 logger = logging.getLogger(__name__)
 

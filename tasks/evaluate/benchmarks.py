@@ -62,10 +62,8 @@ def check_benchmarks(config: EvaluateConfig) -> None:
         DataError: There is no such task or file.
     """
     for name in names(config):
-        if _is_file(name):
-            _require(Path(name).stem, _manager(Path(name).parent.absolute(), defaults=False), given=name)
-        elif name not in USUAL_BENCHMARKS.union(LAB_BENCHMARKS):
-            _require(name, _manager(LAB_FOLDER, defaults=True), given=name)
+        if name not in USUAL_BENCHMARKS.union(LAB_BENCHMARKS):
+            _task(name, alone=True)
 
 
 def _is_file(name: str) -> bool:
@@ -95,19 +93,11 @@ def _evaluate(engine: Engine, name: str, config: EvaluateConfig) -> dict[str, An
     given, manager = _task(name)
     try:
         results: dict[str, Any] | None = simple_evaluate(  # Any: harness results
-            model=harness_model,
-            tasks=[given],
-            task_manager=manager,
-            num_fewshot=config.num_fewshot,
-            limit=config.limit,
-            apply_chat_template=config.chat_template,
-            log_samples=True,
-            bootstrap_iters=0,
-            random_seed=config.seed,
-            numpy_random_seed=config.seed,
-            torch_random_seed=config.seed,
+            model=harness_model, tasks=[given], task_manager=manager, num_fewshot=config.num_fewshot,
+            limit=config.limit, apply_chat_template=config.chat_template, log_samples=True, bootstrap_iters=0,
+            random_seed=config.seed, numpy_random_seed=config.seed, torch_random_seed=config.seed,
             fewshot_random_seed=config.seed,
-        )
+        )  # fmt: skip
     except (OSError, ConnectionError) as error:
         raise DataError(
             f"benchmark {name}: its dataset cannot be loaded: {error}. Run once with network access, so that it is "
@@ -129,23 +119,21 @@ def _harness_model(engine: Engine, config: EvaluateConfig) -> LM:
     return served_model(measured)
 
 
-def _task(name: str) -> tuple[str, TaskManager]:
-    given = name
+def _task(name: str, *, alone: bool = False) -> tuple[str, TaskManager]:
+    """The harness's name of a benchmark, and the manager that knows it.
+
+    Args:
+        alone: Of a file, know only the tasks beside it, which is quick but not enough to run it.
+    """
     if _is_file(name):
-        manager = _manager(Path(name).parent.absolute(), defaults=True)
-        name = Path(name).stem
+        task, manager = Path(name).stem, _manager(Path(name).parent.absolute(), defaults=not alone)
     else:
-        manager = _manager(LAB_FOLDER, defaults=name not in LAB_BENCHMARKS)
-    _require(name, manager, given=given)
-    return name, manager
-
-
-def _require(task: str, manager: TaskManager, *, given: str) -> None:
+        task, manager = name, _manager(LAB_FOLDER, defaults=name not in LAB_BENCHMARKS)
     if task in manager.all_tasks:
-        return
-    if given != task:
+        return task, manager
+    if task != name:
         raise DataError(
-            f"evaluate.benchmarks: {given}: defines no task {task!r}. Name the file as the task in it is named."
+            f"evaluate.benchmarks: {name}: defines no task {task!r}. Name the file as the task in it is named."
         )
     near = difflib.get_close_matches(task, manager.all_tasks, 1)
     meant = f"Did you mean {near[0]!r}?" if near else "List them: lm-eval ls tasks"
@@ -177,12 +165,9 @@ def task_rows(
         seen[filter_name, *document] += 1
         output = _generated(sample)
         common: dict[str, object] = {
-            "benchmark": name,
-            "item_id": digest_of([task, *document, *([again] if again else [])])[:32],
-            "cluster": task if task != name else sample["doc"].get("cluster"),
-            "output": output,
-            "problem": None,
-        }
+            "benchmark": name, "item_id": digest_of([task, *document, *([again] if again else [])])[:32],
+            "cluster": task if task != name else sample["doc"].get("cluster"), "output": output, "problem": None,
+        }  # fmt: skip
         if output is not None and filter_name == samples[0].get("filter", "none"):
             item = Answered("", (), None, output, abstains(output, abstentions))
             yield from (common | {"metric": own, "score": score} for own, score in item_scores(item, GENERAL).items())

@@ -40,16 +40,13 @@ Answer = TypeVar("Answer", Reply, Likelihood)
 
 
 @step(
-    version=5,
-    pool="gpu",
-    table=schema.ITEMS,
+    version=5, pool="gpu", table=schema.ITEMS, launcher=one_process,
     outside=lambda *, model, engine, config, abstention: {
         "model": model_digest(model),
         "benchmarks": benchmarks.content_digests(config),
         "metrics": {family: metrics.scored_versions(family) for family in metrics.FAMILIES},
     },
-    launcher=one_process,
-)
+)  # fmt: skip
 def evaluate(
     ctx: Context, *, model: ModelConfig, engine: EngineConfig, config: EvaluateConfig, abstention: AbstentionConfig,
     examples: Ref, adapter: Ref | None = None, base: Ref | None = None,

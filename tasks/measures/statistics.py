@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -130,8 +130,7 @@ def mean(scores: Floats, *, clusters: Clusters | None, method: Method) -> Estima
         return Estimate(None, None, None, 0, n_missing)
     groups = cluster_numbers(clusters, scored)
     if is_binary(values) and groups.max() + 1 == len(values):
-        interval = wilson(int(values.sum()), len(values), confidence=method.confidence)
-        return Estimate(interval.value, interval.low, interval.high, len(values), n_missing)
+        return replace(wilson(int(values.sum()), len(values), confidence=method.confidence), n_missing=n_missing)
     if groups.max() == 0:
         return Estimate(float(values.mean()), None, None, len(values), n_missing)
     low, high = percentiles(bootstrap_means(values, groups, method), method)

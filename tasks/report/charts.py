@@ -77,7 +77,6 @@ def forgetting(arms: Sequence[Arm]) -> str | None:
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x")
         axes.set_xlabel("change from base, points")
-        _legend_above(figure)
         return _svg(figure, "forgetting", "Change on each general benchmark by arm")
 
 
@@ -130,7 +129,6 @@ def _scatter(
         axes.set_ylabel(ylabel)
         axes.grid()
         axes.margins(x=0.08, y=0.12)
-        _legend_above(figure)
         return _svg(figure, name, label)
 
 
@@ -155,7 +153,6 @@ def target_mix(mixes: Sequence[Mix]) -> str | None:
         axes.set_xlim(0, 100)
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel("% of the training rows")
-        _legend_above(figure)
         return _svg(figure, "mix", "Share of self, rewrite and gold targets")
 
 
@@ -174,7 +171,6 @@ def loss_curves(curves: Sequence[Curve], arms: Sequence[Arm]) -> str | None:
         axes.set_xlabel("optimiser step")
         axes.set_ylabel("loss, nats per trained token")
         axes.grid(axis="y")
-        _legend_above(figure)
         return _svg(figure, "loss", "Training loss by step")
 
 
@@ -185,7 +181,7 @@ def _figure(height: float) -> Iterator[tuple[Figure, Axes]]:
         yield figure, figure.subplots()
 
 
-def _legend_above(figure: Figure) -> None:
+def _put_legend_above(figure: Figure) -> None:
     names = [name for axes in figure.axes for name in axes.get_legend_handles_labels()[1]]
     columns = 3 if max(map(len, names), default=0) <= 14 else 2 if max(map(len, names)) <= 24 else 1
     figure.legend(loc="outside upper left", ncols=columns, handlelength=1.6, columnspacing=1.2, borderpad=0)
@@ -213,7 +209,8 @@ def _short(names: list[str]) -> str:
 
 
 def _svg(figure: Figure, name: str, label: str) -> str:
-    """The figure as an SVG element whose ids are unique on the page and whose text takes the page's colour."""
+    """The figure and its legend as an SVG element whose ids are unique on the page and whose text has its colour."""
+    _put_legend_above(figure)
     file = io.StringIO()
     figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     svg = file.getvalue()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from tasks.report.blocks import PageSection
+from tasks.report.blocks import Block, PageSection
 from tasks.report.findings import Findings
 
 # Characters that Markdown or HTML reads as markup. They are written as character references, which neither does.
@@ -18,13 +18,11 @@ _LINK = re.compile(r"(://|www\.)", re.IGNORECASE)
 
 def html_page(found: Findings, sections: Sequence[PageSection]) -> str:
     """One self-contained page: no script, nothing loaded."""
-    shown = [
-        {
-            "title": section.title,
-            "runs": [(kind, list(run)) for kind, run in itertools.groupby(section.blocks, lambda block: block.kind)],
-        }
-        for section in sections
-    ]
+
+    def runs(section: PageSection) -> list[tuple[str, list[Block]]]:
+        return [(kind, list(run)) for kind, run in itertools.groupby(section.blocks, lambda block: block.kind)]
+
+    shown = [{"title": section.title, "runs": runs(section)} for section in sections]
     return _environment().get_template("report.html.j2").render(found=found, sections=shown)
 
 
@@ -51,10 +49,8 @@ def fenced(text: str) -> str:
 def _environment() -> Environment:
     """The templates. Each value is escaped for HTML, except in the Markdown template, which uses the filter `inert`."""
     environment = Environment(
-        loader=PackageLoader("tasks.report"),
+        loader=PackageLoader("tasks.report"), undefined=StrictUndefined, keep_trailing_newline=True,
         autoescape=select_autoescape(disabled_extensions=("md.j2",), default=True),
-        undefined=StrictUndefined,
-        keep_trailing_newline=True,
-    )
+    )  # fmt: skip
     environment.filters |= {"inert": inert, "fenced": fenced}
     return environment

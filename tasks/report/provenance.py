@@ -8,7 +8,6 @@ from typing import Any
 
 from tasks.artifacts.store import Manifest, Ref, Store
 from tasks.config import RunConfig
-from tasks.errors import StoreError
 
 
 @dataclass(frozen=True)
@@ -54,10 +53,7 @@ def artifact_records(store: Store, artifacts: Mapping[str, Ref], recipe: RunConf
     users: dict[str, list[str]] = {}
     manifests: dict[str, Manifest] = {}
     for name, ref in sorted(artifacts.items(), key=lambda named: _place(named[0])):
-        manifest = store.manifest(**ref)
-        if manifest is None:
-            raise StoreError(f"{store.link(ref)}: no manifest. Run the same command again to make it.")
-        manifests[ref["fingerprint"]] = manifest
+        manifests[ref["fingerprint"]] = store.require(ref)
         users.setdefault(ref["fingerprint"], []).append(_made_for(name, arms))
     ranks = _ranks(manifests)
     ordered = sorted(manifests.values(), key=lambda manifest: (ranks[manifest.step], manifest.step))

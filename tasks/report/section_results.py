@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tasks.measures.metrics import leaked_refusal
 from tasks.policies import title_of
-from tasks.report.blocks import Block, Cell, Chart, Table
+from tasks.report.blocks import Block, Cell, Chart, Table, row
 from tasks.wording import (
     BASE,
     MISSING,
@@ -35,11 +35,8 @@ def results(found: Findings) -> Iterator[Block]:
     """The summary of base and arms, then every score: primary metrics, other metrics, leaked refusals."""
     yield _summary(found)
     keys = [score.key for score in found.measured.base]
-    yield _scores(
-        found,
-        [key for key in keys if key.primary],
-        _PRIMARY_CAPTION.format(level=level(found.confidence), alpha=f"{1 - found.confidence:g}"),
-    )
+    caption = _PRIMARY_CAPTION.format(level=level(found.confidence), alpha=f"{1 - found.confidence:g}")
+    yield _scores(found, [key for key in keys if key.primary], caption)
     if others := [key for key in keys if not key.primary and key.declared != leaked_refusal]:
         yield _scores(found, others, _OTHER_CAPTION, folded="Other metrics")
     if leaked := [key for key in keys if key.declared == leaked_refusal]:
@@ -79,11 +76,9 @@ def _summary(found: Findings) -> Table:
 
 
 def _base_row(arms: Sequence[Arm]) -> list[Cell]:
-    def mean(averages: Sequence[Average | None]) -> Cell:
-        return Cell(share(next((a.before for a in averages if a), None)))
-
-    means = [mean([a.task for a in arms]), mean([a.transfer for a in arms]), mean([a.general for a in arms])]
-    return [Cell(BASE, "no training"), *means, *(Cell(MISSING) for _ in range(3))]
+    families = zip(*((arm.task, arm.transfer, arm.general) for arm in arms), strict=True)
+    means = [share(next((average.before for average in averages if average), None)) for averages in families]
+    return row(Cell(BASE, "no training"), *means, *[MISSING] * 3)
 
 
 def _arm_row(arm: Arm, options: Sequence[str], confidence: float) -> list[Cell]:
@@ -216,10 +211,8 @@ def _contrasts(found: Findings) -> Table:
     rows = []
     for c in found.measured.contrasts:
         basis = [*(["best of each policy"] if c.best else []), *(["equal training"] if c.same_training else [])]
-        rows.append(
-            [Cell(f"{c.arm} minus {c.reference}"), Cell(", ".join(basis)),
-             *(_contrast_cell(change, found.confidence) for change in (c.task, c.transfer, c.general))]
-        )  # fmt: skip
+        cells = [_contrast_cell(change, found.confidence) for change in (c.task, c.transfer, c.general)]
+        rows.append(row(f"{c.arm} minus {c.reference}", ", ".join(basis), *cells))
     return Table(
         ["Arms", "Compared as", "Task", "Out of domain", "General"], rows,
         "Arms compared with each other on the same items, in points. One learning rate alone proves little; a policy "
@@ -231,6 +224,5 @@ def _contrast_cell(change: Average | None, confidence: float) -> Cell:
     if change is None:
         return Cell(MISSING)
     tone = _tone(change.delta, stars(change.p_value, confidence=confidence))
-    return Cell(
-        signed(change.delta), f"{interval(change.low, change.high, sign=True)}\n{p_value(change.p_value)}", tone
-    )
+    detail = f"{interval(change.low, change.high, sign=True)}\n{p_value(change.p_value)}"
+    return Cell(signed(change.delta), detail, tone)

@@ -39,10 +39,8 @@ def report(ctx: Context, *, recipe: RunConfig, **artifacts: Ref) -> None:
     (ctx.out / "report.html").write_text(html_page(found, shown), encoding="utf-8")
     (ctx.out / "report.md").write_text(markdown_page(found, shown), encoding="utf-8")
     ctx.counts |= {
-        "arms": len(found.measured.arms),
-        "scores": len(found.measured.base),
-        "examples_shown": len(found.judged.examples),
-        "warnings": len(found.warnings),
-    }
+        "arms": len(found.measured.arms), "scores": len(found.measured.base),
+        "examples_shown": len(found.judged.examples), "warnings": len(found.warnings),
+    }  # fmt: skip
     for line in (*found.verdict, *found.warnings):
         logger.info("%s", line)

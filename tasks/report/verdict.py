@@ -87,11 +87,10 @@ def _doubt(change: Average, alpha: float) -> str:
 
 def _difference(contrast: Contrast, arms: dict[str, Arm], alpha: float) -> str:
     first, second = arms[contrast.arm], arms[contrast.reference]
-    places = ((f"{where} ", change) for where, change in _places(contrast) if change)
     parts = [
-        f"{where}{_points(change)}, {'significant' if change.p_value < alpha else 'not significant'} "
-        f"({p_value(change.p_value)})"
-        for where, change in places
+        f"{where} {_points(c)}, {'significant' if c.p_value < alpha else 'not significant'} ({p_value(c.p_value)})"
+        for where, c in _places(contrast)
+        if c
     ]
     if not parts:
         return ""
@@ -99,12 +98,8 @@ def _difference(contrast: Contrast, arms: dict[str, Arm], alpha: float) -> str:
     return f"The difference {title_of(first.policy)} minus {title_of(second.policy)} is {'; '.join(parts)}.{unequal}"
 
 
-def _places(contrast: Contrast) -> tuple[tuple[str, Average | None], ...]:
-    return (
-        ("on the task", contrast.task),
-        ("out of domain", contrast.transfer),
-        ("on general benchmarks", contrast.general),
-    )
+def _places(c: Contrast) -> tuple[tuple[str, Average | None], ...]:
+    return ("on the task", c.task), ("out of domain", c.transfer), ("on general benchmarks", c.general)
 
 
 def _choice(measured: Measured, best: Sequence[Arm]) -> str:
@@ -208,9 +203,8 @@ def _few_groups(measured: Measured) -> Iterator[str]:
         if change is None or change.delta is None or not score.key.primary:
             continue
         if change.standard_error is None:
-            why = (
-                "its items are one group" if change.n_clusters == 1 else "all of its groups changed by the same amount"
-            )
+            is_one = change.n_clusters == 1
+            why = "its items are one group" if is_one else "all of its groups changed by the same amount"
             untested.setdefault((name, why), []).append(arm.name)
         elif change.n_clusters < MIN_CLUSTERS and change.test != "McNemar exact":
             fewest[name] = min(fewest.get(name, MIN_CLUSTERS), change.n_clusters)

@@ -170,6 +170,16 @@ def test_flows_has_few_files_at_its_top():
     assert len(list((ROOT / "flows").glob("*.py"))) <= 5
 
 
+def test_a_class_has_a_name_of_its_own():
+    places: dict[str, list[str]] = {}
+    for module in MODULES:
+        for node in ast.parse((ROOT / module).read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(module)
+    assert len(places) > 100
+    assert {name: modules for name, modules in places.items() if len(modules) > 1} == {}
+
+
 def test_no_module_in_flows_has_the_name_of_a_library():
     # Prefect puts the folder of a flow's file first on the import path.
     installed = set(importlib.metadata.packages_distributions()) - {"flows", "tasks"}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import count
@@ -19,14 +19,7 @@ from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import (
-    ArtifactFilter,
-    ArtifactFilterFlowRunId,
-    ArtifactFilterType,
-    FlowRunFilter,
-    FlowRunFilterIdempotencyKey,
-    FlowRunFilterParentFlowRunId,
-)
+from prefect.client.schemas import filters
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
@@ -77,12 +70,9 @@ class Children:
 
             def start() -> FlowRun:
                 started = run_deployment(
-                    f"{step}/{DEPLOYMENT}",
-                    parameters=parameters,
-                    flow_run_name=label,
+                    f"{step}/{DEPLOYMENT}", parameters=parameters, flow_run_name=label, timeout=0,
                     idempotency_key=self._key(client, f"{self.parent}:{step}:{planned.ref['fingerprint'][:16]}"),
-                    timeout=0,
-                )
+                )  # fmt: skip
                 # Its type says that it may be a coroutine, which it is only where a loop runs.
                 return cast(FlowRun, started)
 
@@ -99,8 +89,10 @@ class Children:
     def _key(self, client: SyncPrefectClient, base: str) -> str:
         for number in count(1):
             key = f"{base}:{number}"
-            found = next(_with_key(client, key), None)
-            if found is None or found.end_time is None or found.end_time >= self.attempt_began:
+            found = client.read_flow_runs(
+                flow_run_filter=filters.FlowRunFilter(idempotency_key=filters.FlowRunFilterIdempotencyKey(any_=[key]))
+            )
+            if not found or found[0].end_time is None or found[0].end_time >= self.attempt_began:
                 return key
         raise AssertionError("counting does not end")
 
@@ -174,7 +166,9 @@ def cancel_children(parent: UUID) -> list[UUID]:
     cancelled = []
     with get_client(sync_client=True) as client:
         found = client.read_flow_runs(
-            flow_run_filter=FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[parent]))
+            flow_run_filter=filters.FlowRunFilter(
+                parent_flow_run_id=filters.FlowRunFilterParentFlowRunId(any_=[parent])
+            )
         )
         for child in found:
             if child.state is not None and not child.state.is_final():
@@ -190,8 +184,8 @@ def page_of(run: FlowRun) -> str:
 
 def _progress_of(client: SyncPrefectClient, child: FlowRun) -> StepProgress | None:
     """The progress that a child has reported; None where it has reported none, or the server refuses to say."""
-    bars_of_child = ArtifactFilter(
-        flow_run_id=ArtifactFilterFlowRunId(any_=[child.id]), type=ArtifactFilterType(any_=["progress"])
+    bars_of_child = filters.ArtifactFilter(
+        flow_run_id=filters.ArtifactFilterFlowRunId(any_=[child.id]), type=filters.ArtifactFilterType(any_=["progress"])
     )
     try:
         bars = client.read_artifacts(artifact_filter=bars_of_child)
@@ -199,9 +193,3 @@ def _progress_of(client: SyncPrefectClient, child: FlowRun) -> StepProgress | No
         logger.debug("%s: its progress is not known: %s", child.name, error)  # no reason to fail a run
         return None
     return StepProgress.from_metadata(bars[0].metadata_ or {}) if bars else None
-
-
-def _with_key(client: SyncPrefectClient, key: str) -> Iterator[FlowRun]:
-    yield from client.read_flow_runs(
-        flow_run_filter=FlowRunFilter(idempotency_key=FlowRunFilterIdempotencyKey(any_=[key]))
-    )

@@ -218,8 +218,8 @@ def show_links(store: Store, report: Ref, recipe: RunConfig, *, run_id: str) -> 
         "Report as data": store.link(report, "report.json"),
         "Record of the run": f"{store.uri}/runs/{run_id}.json",
         "All artifacts": store.uri,
+        "Where a number comes from": f"ssr why {run_id} --store {store.uri}",
     }
-    places["Where a number comes from"] = f"ssr why {run_id} --store {store.uri}"
     blocks = []
     for what, address in places.items():
         page = _aws_page(store, address)

@@ -22,7 +22,7 @@ from tasks.artifacts.local_store import LocalStore
 from tasks.artifacts.store import Manifest, Ref, Store, open_store
 from tasks.config import Section
 from tasks.errors import SsrError, StepError
-from tasks.running.progress import listeners
+from tasks.running.progress import tell
 from tasks.running.step import Planned, Step
 
 
@@ -77,8 +77,7 @@ class PrefectRunner:
         if refresh:
             self._refreshed.add(fingerprint)
         elif reusable:
-            for listener in listeners():
-                listener.reused(planned.label, reusable.counts)
+            tell(lambda listener: listener.reused(planned.label, reusable.counts))
         execute = self._options.execute or execute_here
         future = step_task(planned, refresh=refresh, records=self._records, execute=execute).submit(
             planned=planned.to_json(), store=self._store.uri, force=force,
@@ -148,11 +147,9 @@ def execute_by_deployment(children: Children, *, threads: int | None, store_acce
         began = time.time()
 
         def announce(progress: StepProgress) -> None:
-            for listener in listeners():
-                listener.progress(step.label, *progress)
+            tell(lambda listener: listener.progress(step.label, *progress))
 
-        for listener in listeners():
-            listener.started(step.label)
+        tell(lambda listener: listener.started(step.label))
         children.run(step, parameters, on_progress=announce)
         made = step.reusable(opened)
         if made is None:
@@ -160,8 +157,7 @@ def execute_by_deployment(children: Children, *, threads: int | None, store_acce
                 f"{step.label}: its run on another worker has completed, but {opened.link(step.ref)} is not there. "
                 "Give a store that means the same place on all workers, such as s3://bucket/prefix."
             )
-        for listener in listeners():
-            listener.finished(step.label, made.counts, time.time() - began)
+        tell(lambda listener: listener.finished(step.label, made.counts, time.time() - began))
         return step.ref
 
     return execute

@@ -36,16 +36,10 @@ def step_task(planned: Planned, *, refresh: bool, records: ResultStorage, execut
         execute: What the task does: `execute_here`, or a function that has another machine execute the step.
     """
     return task(
-        name=planned.step.name,
-        version=str(planned.step.version),
-        description=inspect.getdoc(planned.step.body),
-        task_run_name=planned.label,
-        cache_key_fn=_fingerprint,
-        refresh_cache=refresh,
-        persist_result=True,
-        result_serializer="json",
-        result_storage=records,
-    )(execute)
+        name=planned.step.name, version=str(planned.step.version), description=inspect.getdoc(planned.step.body),
+        task_run_name=planned.label, cache_key_fn=_fingerprint, refresh_cache=refresh, persist_result=True,
+        result_serializer="json", result_storage=records,
+    )(execute)  # fmt: skip
 
 
 def _fingerprint(context: TaskRunContext, parameters: dict[str, Any]) -> str:  # Any: as Prefect passes them

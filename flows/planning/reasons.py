@@ -65,10 +65,8 @@ def why_not_cached(store: Store, planned: Planned, running: dict[str, str]) -> s
     """
     if store.manifest(**planned.ref) is not None:
         return "its files are damaged, or its inputs were made again"
-    manifests = (
-        store.manifest(planned.step.name, fingerprint)
-        for fingerprint in store.fingerprints(planned.step.name)[:_COMPARED]
-    )
+    name = planned.step.name
+    manifests = (store.manifest(name, fingerprint) for fingerprint in store.fingerprints(name)[:_COMPARED])
     compared = [differences(manifest.identity, planned.identity) for manifest in manifests if manifest]
     if not compared:
         return "first time"

@@ -12,7 +12,7 @@ from tasks.artifacts.store import Store
 from tasks.asking import Asked, Asking
 from tasks.config import EngineConfig, GenerateConfig, ModelConfig, RewriteConfig
 from tasks.engines import Engine, Message, Reply, Request, Sampling
-from tasks.generate.filling import Row, fill, refuse_failed, space_of
+from tasks.generate.filling import Row, fill, space_of
 from tasks.running.step import Context
 from tasks.tables import schema
 
@@ -49,10 +49,8 @@ def write_outputs(
     def ask(opened: Engine, requests: Iterator[Request], done: Container[str]) -> Iterator[Row]:
         return (_stored(reply) for reply in opened.generate(requests, sampling, done=done))
 
-    n_rows = fill(ctx, Asking(model, engine, rows, questions, ask), schema.OUTPUTS)
-    setting = f"{ctx.ref['step']}.max_failed_share"
-    refuse_failed(ctx, n_rows, config.max_failed_share, without="output", setting=setting)
-    return n_rows
+    asking, setting = Asking(model, engine, rows, questions, ask), f"{ctx.ref['step']}.max_failed_share"
+    return fill(ctx, asking, schema.OUTPUTS, config.max_failed_share, without="output", setting=setting)
 
 
 def _stored(reply: Reply) -> Row:

@@ -17,7 +17,7 @@ from tasks.artifacts.store import Ref
 from tasks.asking import Asked, Asking
 from tasks.config import EngineConfig, GenerateConfig, ModelConfig
 from tasks.engines import Continuation, Engine, Likelihood
-from tasks.generate.filling import Row, fill, refuse_failed, space_of, weights_digest
+from tasks.generate.filling import Row, fill, space_of, weights_digest
 from tasks.running.process import one_process
 from tasks.running.step import Context, step
 from tasks.tables import schema
@@ -45,8 +45,8 @@ def likelihood(
     paths = ctx.path(examples, "examples.parquet"), ctx.path(outputs, "outputs.parquet")
     judged = ctx.path(verdicts, "verdicts.parquet")
     asking = Asking(model, engine, rows, lambda: _questions(*paths, judged, rows.space), _measured)
-    n_rows = fill(ctx, asking, schema.LIKELIHOODS)
-    refuse_failed(ctx, n_rows, config.max_failed_share, without="likelihood", setting="generate.max_failed_share")
+    setting = "generate.max_failed_share"
+    fill(ctx, asking, schema.LIKELIHOODS, config.max_failed_share, without="likelihood", setting=setting)
 
 
 def _questions(examples: Path, outputs: Path, verdicts: Path, space: str) -> Iterator[Asked[Continuation]]:

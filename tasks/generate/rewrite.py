@@ -6,7 +6,8 @@ It writes a table of outputs, as the generate step does, and the judge decides w
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,38 +59,30 @@ def rewrite(
     judged = None
     if outputs and verdicts:
         judged = JudgedOutputs(ctx.path(outputs, "outputs.parquet"), ctx.path(verdicts, "verdicts.parquet"))
-    questions = _questions(path, judged, rows, config, passed_over)
+    questions = partial(_questions, path, judged, rows, config, passed_over)
     n_rows = write_outputs(ctx, rows, questions, config, model=model, engine=engine)
     ctx.account(ctx.counts_of(examples)["rows.train"], n_rows, passed_over)
 
 
 def count_rewrites(
-    store: Store,
-    model: ModelConfig,
-    engine: EngineConfig,
-    config: RewriteConfig,
-    examples: Path,
+    store: Store, model: ModelConfig, engine: EngineConfig, config: RewriteConfig, examples: Path,
     judged: JudgedOutputs | None,
-) -> QuestionCounts:
+) -> QuestionCounts:  # fmt: skip
     """Count the rows that the step would write and the questions that it would ask. Loads no model."""
     rows = paid_answers(store, _TABLE, config, model=model, engine=engine)
-    return count_questions(_questions(examples, judged, rows, config, Counter())(), rows.done())
+    return count_questions(_questions(examples, judged, rows, config, Counter()), rows.done())
 
 
 def _questions(
     path: Path, judged: JudgedOutputs | None, rows: RowStore, config: RewriteConfig, passed_over: Counter[str]
-) -> Callable[[], Iterator[Asked[Request]]]:
+) -> Iterator[Asked[Request]]:
     """A question for each example to rewrite, in example order. The other examples are counted in `passed_over`."""
     template = TEMPLATES.load(config.template)
-
-    def questions() -> Iterator[Asked[Request]]:
-        passed_over.clear()
-        for batch in _to_rewrite(path, judged, passed_over):
-            for row in batch.to_pylist():
-                messages = rewrite_prompt(template, row["messages"], row["golds"][0])
-                yield Asked((row["example_id"], "rewrite", 0), request_for(messages, rows, config))
-
-    return questions
+    passed_over.clear()
+    for batch in _to_rewrite(path, judged, passed_over):
+        for row in batch.to_pylist():
+            messages = rewrite_prompt(template, row["messages"], row["golds"][0])
+            yield Asked((row["example_id"], "rewrite", 0), request_for(messages, rows, config))
 
 
 def rewrite_prompt(template: PromptTemplate, messages: list[Message], gold: str) -> list[Message]:

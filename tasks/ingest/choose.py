@@ -16,16 +16,13 @@ from tasks.tables.duckdb_query import query
 from tasks.tables.schema import EXAMPLES
 from tasks.tables.spool import Row, rows_of, sorted_rows, spool, spooled
 
-RENDERED = pa.schema(
-    [(field.name, field.type) for field in EXAMPLES]
-    + [
-        ("row", pa.int64()),  # restores the order of the rows; no decision depends on it
-        ("source_index", pa.int32()),
-        ("row_limit", pa.int64()),  # the limit of the source; null: none
-        ("prompt_hash", pa.string()),
-        ("row_hash", pa.string()),
-    ]
-)
+RENDERED = pa.schema([
+    *((field.name, field.type) for field in EXAMPLES),
+    ("row", pa.int64()),  # restores the order of the rows; no decision depends on it
+    ("source_index", pa.int32()),
+    ("row_limit", pa.int64()),  # the limit of the source; null: none
+    ("prompt_hash", pa.string()), ("row_hash", pa.string()),
+])  # fmt: skip
 _DECIDED = pa.schema([("row", pa.int64()), ("reason", pa.string())])
 _DECISIONS = 16_384
 

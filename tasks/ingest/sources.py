@@ -118,12 +118,11 @@ def _content(source: Source, setting: Literal["path", "documents"]) -> list[list
 
 def raw_examples(source: Source, config: DataConfig) -> Iterator[RawExample | Dropped]:
     """All examples of a source, in its order, and the rows that its reader leaves out."""
-    return source.reader.read(
-        ReaderInput(
-            source.key, _records(source), _from_files(source, "documents"), source.config.fields.model_dump(),
-            config.lab_rows, config.seed,
-        )
+    given = ReaderInput(
+        source.key, _records(source), _from_files(source, "documents"), source.config.fields.model_dump(),
+        config.lab_rows, config.seed,
     )  # fmt: skip
+    return source.reader.read(given)
 
 
 def _records(source: Source) -> Iterator[RawRecord]:

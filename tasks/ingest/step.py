@@ -178,22 +178,13 @@ def _distinct(texts: list[str]) -> list[str]:
 
 
 def _row(raw: RawExample, messages: list[Message], source: Source, *, test_share: float) -> Row:
-    domain = raw.domain or source.config.domain
     return {
         "example_id": digest_of({"messages": messages, "golds": raw.golds})[:_ID_CHARS],
-        "source": raw.source or source.config.name,
-        "split": raw.split or _split(source, messages, test_share),
-        "domain": domain,
-        "task": source.task,
-        "messages": messages,
-        "question": raw.question,
-        "dialogue": _dialogue(raw),
-        "document": raw.document,
-        "golds": raw.golds,
-        "incorrect": raw.incorrect,
-        "answerable": raw.answerable,
-        "group": raw.group,
-    }
+        "source": raw.source or source.config.name, "split": raw.split or _split(source, messages, test_share),
+        "domain": raw.domain or source.config.domain, "task": source.task, "messages": messages,
+        "question": raw.question, "dialogue": _dialogue(raw), "document": raw.document, "golds": raw.golds,
+        "incorrect": raw.incorrect, "answerable": raw.answerable, "group": raw.group,
+    }  # fmt: skip
 
 
 def _dialogue(raw: RawExample) -> list[Message] | None:

@@ -67,7 +67,7 @@ def with_unanswerable(
         example = _example(row)
         document = _fitting(example, window)
         counts["unanswerable_built" if document else "unanswerable_not_built"] += 1
-        yield _refused(example, document, refusal) if document else example
+        yield example._replace(document=document, golds=[refusal], answerable=False) if document else example
 
 
 def _is_picked(row: Row, chance: float) -> bool:
@@ -126,10 +126,6 @@ def _fitting(example: RawExample, window: Iterable[_Document]) -> str | None:
     if not fits:
         return None
     return next((d for d in fits if d.group != example.group), fits[0]).text
-
-
-def _refused(example: RawExample, document: str, refusal: str) -> RawExample:
-    return example._replace(document=document, golds=[refusal], answerable=False)
 
 
 def _example(row: Row) -> RawExample:

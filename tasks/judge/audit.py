@@ -131,16 +131,11 @@ def summary(
     classes = [_class_audit(name, judged, tallies.get(name, AnswerTally())) for name in names]
     audits = [_all_classes(judged, tallies, classes), *(classes if len(classes) > 1 else [])]
     return {
-        "n_probes": len(judged),
-        "threshold": config.threshold,
-        "min_precision": config.audit.min_precision,
-        "below": config.audit.below,
-        "fell_short": fell_short,
-        "classes": [asdict(one) for one in audits],
-        "kinds": _kinds(judged),
-        "sweep": _sweep(judged, list(tallies.values()), config),
+        "n_probes": len(judged), "threshold": config.threshold, "min_precision": config.audit.min_precision,
+        "below": config.audit.below, "fell_short": fell_short, "classes": [asdict(one) for one in audits],
+        "kinds": _kinds(judged), "sweep": _sweep(judged, list(tallies.values()), config),
         "warnings": _warnings(audits[0]),
-    }
+    }  # fmt: skip
 
 
 def _class_audit(name: str, judged: Sequence[JudgedProbe], tally: AnswerTally) -> ClassAudit:

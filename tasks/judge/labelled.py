@@ -102,14 +102,11 @@ def _labelled(record: RawRecord) -> LabelledAnswer:
         raise DataError(f"{where}: task is {task!r}. Known: {', '.join(TASKS)}.")
     turns = as_chat(row.get("dialogue") or None, record, "dialogue")
     case = JudgeCase(
-        task=task,
-        question=as_text(row["question"], record, "question") or "",
-        document=as_text(row.get("document"), record, "document") or None,
-        golds=golds,
-        answerable=as_bool(row.get("answerable"), record, "answerable"),
-        candidate=as_text(row["candidate"], record, "candidate") or "",
-        dialogue=[Message(role=turn["role"], content=turn["content"]) for turn in turns] or None,
-    )
+        task, as_text(row["question"], record, "question") or "",
+        as_text(row.get("document"), record, "document") or None, golds,
+        as_bool(row.get("answerable"), record, "answerable"), as_text(row["candidate"], record, "candidate") or "",
+        [Message(role=turn["role"], content=turn["content"]) for turn in turns] or None,
+    )  # fmt: skip
     return LabelledAnswer(case, as_texts(row.get("incorrect"), record, "incorrect"), row["label"] == ACCEPT)
 
 
@@ -117,13 +114,9 @@ def _labelled(record: RawRecord) -> LabelledAnswer:
 
 
 def judge_labelled(
-    ctx: Context,
-    rows: Sequence[LabelledAnswer],
-    *,
-    config: JudgeConfig,
-    engine: EngineConfig,
+    ctx: Context, rows: Sequence[LabelledAnswer], *, config: JudgeConfig, engine: EngineConfig,
     abstention: AbstentionConfig,
-) -> list[LabelledOutcome]:
+) -> list[LabelledOutcome]:  # fmt: skip
     """The verdict of the recipe's judge on each row: rules first, then the language models."""
     ruled = [first_rule(_candidate(row), config, abstention.phrases) for row in rows]
     left = [row.case for row, verdict in zip(rows, ruled, strict=True) if verdict is None]

@@ -60,14 +60,9 @@ def probes_for(
 
 
 def ask_panel(
-    ctx: Context,
-    config: LlmJudgeConfig,
-    engine: EngineConfig,
-    *,
-    cases: Path,
-    n_cases: int,
+    ctx: Context, config: LlmJudgeConfig, engine: EngineConfig, *, cases: Path, n_cases: int,
     probes: Sequence[JudgeProbe],
-) -> PanelSession:
+) -> PanelSession:  # fmt: skip
     """Ask the panel about the cases and, in the same session, about the probes.
 
     Args:

@@ -101,10 +101,8 @@ def read_verdict(text: str, *, is_cut_off: bool) -> bool | None:
     if not lines:
         return None
     # The last line of a reply that was cut off may be the start of a longer word.
-    last, first = (
-        (None if is_cut_off else _bare(lines[-1])),
-        (None if is_cut_off and len(lines) == 1 else _bare(lines[0])),
-    )
+    last = None if is_cut_off else _bare(lines[-1])
+    first = None if is_cut_off and len(lines) == 1 else _bare(lines[0])
     return first if last is None else last
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -42,15 +42,6 @@ def listen(listener: Listener) -> None:
     _listeners.append(listener)
 
 
-def unlisten(listener: Listener) -> None:
-    """Stop calling this listener.
-
-    Raises:
-        ValueError: It was not called.
-    """
-    _listeners.remove(listener)
-
-
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
     """Call this listener for every step of this process while the block runs."""
@@ -58,9 +49,10 @@ def listening(listener: Listener) -> Iterator[None]:
     try:
         yield
     finally:
-        unlisten(listener)
+        _listeners.remove(listener)
 
 
-def listeners() -> tuple[Listener, ...]:
-    """The listeners to call, in the order in which they were added."""
-    return tuple(_listeners)
+def tell(call: Callable[[Listener], None]) -> None:
+    """Make the same call to every listener, in the order in which they were added."""
+    for listener in tuple(_listeners):
+        call(listener)

@@ -24,6 +24,7 @@ import socket
 import time
 import typing
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -142,12 +143,11 @@ class Step:
         sections = {key: part for key, part in parts.items() if isinstance(part, Section)}
         inputs = {key: part.ref for key, part in parts.items() if isinstance(part, Planned)}
         identity = {
-            "step": self.name,
-            "version": self.version,
+            "step": self.name, "version": self.version,
             "config": {key: section.identity() for key, section in sections.items()},
             "inputs": {key: ref["fingerprint"] for key, ref in inputs.items()},
             "outside": dict(self.outside(**sections)),
-        }
+        }  # fmt: skip
         ref = Ref(step=self.name, fingerprint=digest_of(identity))
         as_json = {key: section.model_dump(mode="json") for key, section in sections.items()}
         return Planned(self, label or self.name, ref, identity, as_json, inputs)
@@ -170,8 +170,7 @@ class Step:
 
     def _make(self, store: Store, planned: Planned, *, force: bool) -> None:
         label = planned.label
-        for listener in progress.listeners():
-            listener.started(label)
+        progress.tell(lambda listener: listener.started(label))
         started = time.time()
         with store.staging(**planned.ref) as out:
             # Read before the body runs: an input that is replaced meanwhile makes this artifact stale.
@@ -195,8 +194,7 @@ class Step:
         logger.info("%s: %s in %.1f s", label, counts_in_words(context.counts), seconds)
         if hint := retry_hint(label, context.counts):
             logger.warning("%s: %s", label, hint)
-        for listener in progress.listeners():
-            listener.finished(label, context.counts, seconds)
+        progress.tell(lambda listener: listener.finished(label, context.counts, seconds))
 
     def _run_body(self, context: Context, planned: Planned) -> None:
         if self.launcher is None:
@@ -247,8 +245,7 @@ def _reused(store: Store, planned: Planned) -> bool:
     found = planned.reusable(store)
     if found is None:
         return False
-    for listener in progress.listeners():
-        listener.reused(planned.label, found.counts)
+    progress.tell(lambda listener: listener.reused(planned.label, found.counts))
     return True
 
 
@@ -295,8 +292,7 @@ def step(
 
 def _announce(label: str) -> progress.Progress:
     def announce(done: int, total: int, detail: str = "") -> None:
-        for listener in progress.listeners():
-            listener.progress(label, done, total, detail)
+        progress.tell(lambda listener: listener.progress(label, done, total, detail))
 
     return announce
 
@@ -308,10 +304,8 @@ _RECORDED = ("torch", "transformers", "trl", "peft", "lm_eval", "pyarrow", "duck
 def _circumstances() -> dict[str, Any]:  # Any: JSON values
     versions = {}
     for name in ("selective-self-rehearsal", *_RECORDED):
-        try:
+        with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return {
         "host": socket.gethostname(), "python": platform.python_version(), "cores": os.cpu_count(),
         "versions": versions,

@@ -88,9 +88,8 @@ def waiting() -> Iterator[Waiting]:
 @pytest.fixture
 def reused() -> Iterator[Reused]:
     listener = Reused()
-    progress.listen(listener)
-    yield listener
-    progress.unlisten(listener)
+    with progress.listening(listener):
+        yield listener
 
 
 @pytest.fixture(autouse=True)

@@ -157,12 +157,8 @@ def test_progress_is_told_on_the_way(run, write):
         def progress(self, label, done, total, detail):
             told.append((done, total, detail))
 
-    listener = Listener()
-    progress.listen(listener)
-    try:
+    with progress.listening(Listener()):
         run({"name": "squares", "path": write("a.jsonl", ROWS * 10)})
-    finally:
-        progress.unlisten(listener)
     assert told == [(2000, 0, "rows read, now squares")]
 
 

@@ -29,11 +29,8 @@ def promotion_status(store: Store, recipe: str | None) -> list[Status]:
 
 def _status_of(store: Store, recipe: str) -> Status:
     log = read_log(store, recipe)
-    return {
-        "recipe": recipe,
-        "current": _adapter(store, log.promoted) if log.promoted else None,
-        "history": [_decision(event) for event in reversed(log.events)],
-    }
+    current = _adapter(store, log.promoted) if log.promoted else None
+    return {"recipe": recipe, "current": current, "history": [_decision(event) for event in reversed(log.events)]}
 
 
 def _adapter(store: Store, promoted: Promoted) -> Status:

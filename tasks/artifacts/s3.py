@@ -207,12 +207,10 @@ def at_once(do: Callable[[T], object], things: Iterable[T]) -> None:
 def _patiently(call: Callable[[], T], seconds: float) -> T:
     """Retry a call while its error is transient and time is left; then raise its last error."""
     retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_exception(_is_transient),
-        wait=tenacity.wait_random_exponential(multiplier=0.5, max=10),
-        stop=tenacity.stop_before_delay(seconds),
+        retry=tenacity.retry_if_exception(_is_transient), stop=tenacity.stop_before_delay(seconds),
+        wait=tenacity.wait_random_exponential(multiplier=0.5, max=10), reraise=True,
         before_sleep=tenacity.before_sleep_log(logger, logging.INFO),
-        reraise=True,
-    )
+    )  # fmt: skip
     return retrying(call)
 
 

@@ -15,15 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import optimize, stats
 
-from tasks.measures.bootstrap import (
-    MIN_CLUSTERS,
-    Clusters,
-    Floats,
-    Method,
-    bootstrap_means,
-    cluster_numbers,
-    is_binary,
-)
+from tasks.measures.bootstrap import MIN_CLUSTERS, Clusters, Floats, Method, bootstrap_means, cluster_numbers, is_binary
 
 
 @dataclass(frozen=True)

@@ -110,12 +110,10 @@ def verdicts_and_targets(
     tables: Tables = {"examples": examples, "outputs": outputs, "verdicts": verdicts}
     reasons = _rows(_REASONS, tables, spill)
     return VerdictsAndTargets(
-        acceptance=_acceptance(_rows(_VERDICTS, tables, spill), confidence),
-        reasons=[Reason(**row) for row in reasons[:MAX_REASONS]],
-        n_reasons=len(reasons),
-        mixes=[_mix(arms, path, spill) for arms, path in targets.items()],
-        examples=_examples(tables, targets, n_examples, spill),
-    )
+        _acceptance(_rows(_VERDICTS, tables, spill), confidence), [Reason(**row) for row in reasons[:MAX_REASONS]],
+        len(reasons), [_mix(arms, path, spill) for arms, path in targets.items()],
+        _examples(tables, targets, n_examples, spill),
+    )  # fmt: skip
 
 
 _VERDICTS = """
@@ -147,14 +145,11 @@ def _acceptance(rows: list[dict[str, Any]], confidence: float) -> list[Acceptanc
     for kind in sorted({row["kind"] for row in rows}):
         classes = [row for row in rows if row["kind"] == kind]
         total = {name: sum(row[name] for row in classes) for name in ("accept", "reject", "unjudged")}
-        if len(classes) > 1:
-            classes = [{"kind": kind, "answerable": "all", **total}, *classes]
-        else:
-            classes = [{**classes[0], "answerable": "all"}]
-        for row in classes:
-            judged, everything = row["accept"] + row["reject"], row["accept"] + row["reject"] + row["unjudged"]
+        everything = {"kind": kind, "answerable": "all", **total}
+        for row in (everything, *(classes if len(classes) > 1 else ())):
+            judged = row["accept"] + row["reject"]
             rate = wilson(row["accept"], judged, confidence=confidence)
-            found.append(Acceptance(**row, rate=rate, coverage=judged / everything))
+            found.append(Acceptance(**row, rate=rate, coverage=judged / (judged + row["unjudged"])))
     return found
 
 

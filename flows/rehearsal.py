@@ -36,7 +36,7 @@ class Runner(Protocol):
 
 
 def rehearse(run: Runner, recipe: RunConfig, current: Promoted | None = None) -> Planned:
-    """Selective Self-Rehearsal, as a line a step: train on what the model says itself, where a judge accepts it.
+    """Selective Self-Rehearsal: train on the answers of the model itself where a judge accepts them, else on the gold.
 
     Args:
         current: The adapter that is promoted now, where the recipe promotes (`flows.promotion.advance.current_for`).
@@ -49,7 +49,7 @@ def rehearse(run: Runner, recipe: RunConfig, current: Promoted | None = None) ->
     examples = run(ingest, "ingest", config=recipe.data)
     measuring = _measuring(recipe, examples)
     if not _has_server(recipe):
-        # Before all others, because it waits for none of them: a second worker does it while the outputs are generated.
+        # At the beginning, because it waits for no other step: a second worker runs it beside generate.
         run(evaluate, "evaluate base", **measuring)
 
     # The base model answers the training prompts, and the judge decides which answers are acceptable.

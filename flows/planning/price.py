@@ -109,10 +109,8 @@ def price(recipe: RunConfig, examples: Path, *, n_missing: int) -> list[WorkEsti
         n_cases = n_train * recipe.generate.n_samples + recipe.judge.llm.audit.n_probes
         lines += _judging(recipe.judge.llm, "judge", n_cases, answer, lengths)
     lines += _for_policies(recipe, lengths, n_train, size)
-    lines.append(_training(recipe, lengths, n_train, size))
-    lines.append(_evaluating(recipe, lengths, answer, n_test, size))
-    lines += _drifting(recipe, lengths, answer, n_test, size)
-    return lines
+    lines += [_training(recipe, lengths, n_train, size), _evaluating(recipe, lengths, answer, n_test, size)]
+    return [*lines, *_drifting(recipe, lengths, answer, n_test, size)]
 
 
 def _refused(lengths: Lengths) -> str:
@@ -247,10 +245,8 @@ def _drifting(recipe: RunConfig, lengths: Lengths, answer: float, n_test: int, s
 
 def _estimate(work: str, n_rows: int, prompt: float, new: float, size: Size) -> WorkEstimate:
     n_prompt, n_new = n_rows * prompt, n_rows * new
-    hours = None
-    if size.n_parameters is not None:
-        seconds = FLOPS_FORWARD * size.n_parameters * (n_prompt / PREFILL_MFU + n_new / DECODE_MFU) / PEAK_FLOPS
-        hours = seconds / 3600
+    flops, n = FLOPS_FORWARD * (n_prompt / PREFILL_MFU + n_new / DECODE_MFU), size.n_parameters
+    hours = None if n is None else flops * n / PEAK_FLOPS / 3600
     return WorkEstimate(work, n_rows, round(n_prompt), round(n_new), hours, size.unknown)
 
 

@@ -99,9 +99,8 @@ def _is_certain(probe: JudgeProbe, phrases: Sequence[str]) -> bool:
     is_refusal = probe.kind in ("refused", "refusal_reworded")
     if not probe.case.candidate or (probe.case.answerable is None and not is_refusal):
         return True
-    if probe.case.answerable is False and probe.acceptable:
-        is_refusal = True
-    return abstains(probe.case.candidate, phrases) == is_refusal
+    must_refuse = is_refusal or (probe.case.answerable is False and probe.acceptable)
+    return abstains(probe.case.candidate, phrases) == must_refuse
 
 
 # --- acceptable ---

@@ -215,8 +215,3 @@ def recipes_with_log(store: Store) -> list[str]:
 def promoted_now(store: Store, recipe: str) -> Promoted | None:
     """The adapter that is promoted for a recipe; None if there is none."""
     return read_log(store, recipe).promoted
-
-
-def history(store: Store, recipe: str) -> list[Event]:
-    """All events of a recipe, newest first."""
-    return read_log(store, recipe).events[::-1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from flows.promotion.log import history
+from flows.promotion.log import read_log
 from flows.runs.records import RunRecord, StepRecord
 from tasks.artifacts.store import Ref, Store
 from tasks.config import ModelConfig
@@ -47,7 +47,7 @@ def merge_arm(store: Store, record: RunRecord, arm: str | None, out: Path) -> St
 
 def _as_promoted(store: Store, record: RunRecord, trained: Ref) -> Ref:
     """The copy of the adapter if this run promoted it, because a forced step may have replaced the original."""
-    for event in history(store, record.name):
+    for event in reversed(read_log(store, record.name).events):
         if event.outcome == "promoted" and event.run_id == record.run_id and event.after:
             return event.after.adapter if event.after.trained == trained else trained
     return trained

@@ -60,6 +60,10 @@ class EngineConfig(Section):
     start_timeout_seconds: float = Field(default=1200, gt=0, json_schema_extra=RUNTIME)
     """vllm: longest wait for the server to be ready"""
 
+    def answer_identity(self) -> dict[str, Any]:  # Any: JSON values
+        """The fields that an answer depends on, which batching is not one of: a row that was paid for stays usable."""
+        return {name: value for name, value in self.identity().items() if name != "batch_tokens"}
+
     @model_validator(mode="before")
     @classmethod
     def _kind_alone(cls, value: Any) -> Any:  # Any: YAML values, checked after this

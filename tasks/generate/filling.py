@@ -41,9 +41,8 @@ def weights_digest(*, model: ModelConfig, **sections: object) -> Mapping[str, st
 
 def space_of(model: ModelConfig, engine: EngineConfig, *settings: object) -> str:
     """Digest of what an answer depends on apart from the question: model, engine and settings, but not batching."""
-    runs_it = {name: value for name, value in engine.identity().items() if name != "batch_tokens"}
     template = template_digest(load_tokenizer(model))
-    return digest_of([model_digest(model), template, model.dtype, runs_it, *settings])[:32]
+    return digest_of([model_digest(model), template, model.dtype, engine.answer_identity(), *settings])[:32]
 
 
 def fill(

@@ -59,9 +59,8 @@ def panel(store: Store, config: LlmJudgeConfig, engine: EngineConfig, *, origin:
     judges = []
     for judge in config.judges:
         runs_it = judge.engine or engine
-        asked = {name: value for name, value in runs_it.identity().items() if name != "batch_tokens"}
         sampling = [config.temperature, config.seed, config.reasoning and config.max_reasoning_tokens]
-        space = digest_of([_digest(judge, engine), judge.model.dtype, asked, *sampling])[:32]
+        space = digest_of([_digest(judge, engine), judge.model.dtype, runs_it.answer_identity(), *sampling])[:32]
         spaces = [digest_of([space, what])[:32] for what in (config.verdict_by, "reasoning")]
         rows, reasonings = (RowStore(store, TABLE, one, STORED, origin=origin) for one in spaces)
         judges.append(Judge(judge.model, runs_it, space, rows, reasonings))

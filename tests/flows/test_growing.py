@@ -13,7 +13,7 @@ import pytest
 import yaml
 from in_process import rehearsed
 
-from flows.promotion.log import history, promoted_now
+from flows.promotion.log import promoted_now, read_log
 from flows.promotion.status import promotion_status
 from tasks.artifacts.store import Store, open_store
 from tasks.config import RunConfig, parse_recipe
@@ -140,7 +140,7 @@ def test_the_second_run_is_compared_with_the_adapter_of_the_first_on_the_same_it
     assert runs.outcome("grown") == "promoted"
     measured = runs.store.manifest(**runs.step("grown", "evaluate current")["ref"])
     assert measured is not None
-    assert measured.inputs["adapter"] == history(runs.store, "every")[-1].after.adapter
+    assert measured.inputs["adapter"] == read_log(runs.store, "every").events[0].after.adapter
     assert measured.inputs["examples"] == runs.step("grown", "ingest")["ref"]
     decision = json.loads((runs.store.fetch(runs.step("grown", "promote")["ref"]) / "decision.json").read_text())
     assert {(check["kind"], check["against"]) for check in decision["checks"]} == {
@@ -153,7 +153,9 @@ def test_current_follows_and_keeps_its_history(runs: Runs) -> None:
     assert now is not None
     assert now.trained == runs.step("grown", "train ssr")["ref"]
     assert runs.store.read_json("current", "every.json")["run_id"] == runs.records["grown"]["run_id"]
-    events = [(event.run_id, event.outcome) for event in history(runs.store, "every") if event.outcome == "promoted"]
+    events = [
+        (event.run_id, event.outcome) for event in read_log(runs.store, "every").events if event.outcome == "promoted"
+    ]
     assert events == [(runs.records[name]["run_id"], "promoted") for name in ("grown", "first")]
 
 
@@ -194,7 +196,7 @@ def test_what_is_not_shown_to_be_no_worse_is_kept_back_and_current_points_to_not
     assert runs.outcome("strict") == "kept"
     assert "items are needed" in runs.records["strict"]["promotion"]["reasons"][0]
     assert promoted_now(runs.store, "strict") is None
-    assert [event.outcome for event in history(runs.store, "strict")] == ["kept"]
+    assert [event.outcome for event in read_log(runs.store, "strict").events] == ["kept"]
 
 
 def test_the_report_says_what_was_decided(runs: Runs) -> None:
@@ -208,7 +210,7 @@ def test_training_on_new_rows_goes_on_from_the_promoted_adapter_with_those_rows_
     assert (counts["rows_in"], counts["rows_out"], counts["dropped.seen"]) == (N_FIRST + N_NEW, N_NEW, N_FIRST)
     trained = runs.store.manifest(**runs.step("new grown", "train ssr")["ref"])
     assert trained is not None
-    assert trained.inputs["start"] == history(runs.store, "only-new")[-1].after.adapter
+    assert trained.inputs["start"] == read_log(runs.store, "only-new").events[0].after.adapter
     assert (trained.counts["rows_in"], trained.counts["optimiser_steps"]) == (N_NEW, 1)
     assert trained.counts["trainable_parameters"] == runs.counts("first", "train ssr")["trainable_parameters"]
     assert runs.weights("new grown") != runs.weights("first")

@@ -20,7 +20,7 @@ from flows.promotion import advance as pointing
 from flows.promotion import log
 from flows.promotion.advance import advance, current_for, origin_for, restore
 from flows.promotion.copies import copy_adapter, copy_of
-from flows.promotion.log import Event, Origin, Promoted, history, promoted_now
+from flows.promotion.log import Event, Origin, Promoted, promoted_now, read_log
 from flows.promotion.status import promotion_status, status_lines
 from flows.rehearsal import plan_steps
 from flows.runs import merging
@@ -113,7 +113,7 @@ class Run:
 
 
 def outcomes(store: Store) -> list[tuple[str, str]]:
-    return [(event.run_id, event.outcome) for event in reversed(history(store, "nightly"))]
+    return [(event.run_id, event.outcome) for event in read_log(store, "nightly").events]
 
 
 def pointer(store: Store) -> dict[str, Any]:
@@ -205,7 +205,7 @@ def test_the_log_after_some_nights(
             Run(store, recipe, words[0], before, outcome).advance(f"flow-{i}")
         seen.setdefault(words[0], promoted_now(store, "nightly"))
     assert ", ".join(f"{run.removeprefix('run-')} {outcome}" for run, outcome in outcomes(store)) == expected
-    assert history(store, "nightly")[0].reasons[0].startswith(reason)
+    assert read_log(store, "nightly").events[-1].reasons[0].startswith(reason)
     if now is None:
         assert current_for(store, recipe) is None
         assert not (Path(store.root) / "current" / "nightly.json").exists()
@@ -282,7 +282,9 @@ def test_an_event_that_comes_late_is_read_in_its_place_and_what_was_compared_oth
     monkeypatch.undo()
     assert pointer(store)["run_id"] == "run-a"
     assert outcomes(store) == [("run-a", "promoted"), ("run-b", "kept"), ("run-c", "kept")]
-    assert history(store, "nightly")[0].reasons[0].startswith("it was compared with run-b, but meanwhile run-a")
+    assert (
+        read_log(store, "nightly").events[-1].reasons[0].startswith("it was compared with run-b, but meanwhile run-a")
+    )
     last = Run(store, recipe, "d", promoted_now(store, "nightly")).advance()
     assert (last.outcome, last.number) == ("promoted", 3)
 
@@ -503,10 +505,10 @@ def test_one_that_was_promoted_before_is_put_back_and_the_history_says_by_hand_a
     store: Store, recipe: RunConfig
 ) -> None:
     one, _ = in_turn(store, recipe, "one", "two")
-    before = history(store, "nightly")
+    before = read_log(store, "nightly").events
     event = restore(store, "nightly", "run-one", reason="two is rude to customers")
     assert (event.outcome, event.reasons) == ("restored", ["by hand: two is rude to customers"])
-    assert history(store, "nightly") == [event, *before]
+    assert read_log(store, "nightly").events == [*before, event]
     assert outcomes(store) == [("run-one", "promoted"), ("run-two", "promoted"), ("run-one", "restored")]
     found = pointer(store)
     assert (found["run_id"], found["trained"]) == ("run-one", one.adapter.ref)

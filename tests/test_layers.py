@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -164,6 +165,22 @@ def test_no_room_imports_upward_or_sideways():
         and floor_of[room_of(found.name)] >= floor_of[own]
     ]
     assert upward == []
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    known = {dotted(module).removesuffix(".__init__"): module for module in MODULES}
+    graph = {
+        name: {
+            other
+            for found in imports(module)
+            for other in (found.name, found.name.rpartition(".")[0])
+            # A package loads its modules, which say `from package.module import ...`: that is no circle of modules.
+            if other in known and other != name and not known[other].endswith("__init__.py")
+        }
+        for name, module in known.items()
+    }
+    assert sum(map(len, graph.values())) > len(graph)
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
 def test_flows_has_few_files_at_its_top():

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from tasks.artifacts.base_store import MANIFEST, Store
 from tasks.artifacts.digest import file_digest
 from tasks.artifacts.files import fsync_folder, put_in_place, share_as
 from tasks.artifacts.lease import NoLease
-from tasks.artifacts.store import MANIFEST, FileEntry, Manifest, Ref, Store
+from tasks.artifacts.manifest import FileEntry, Manifest, Ref
 from tasks.errors import StoreError
 
 _REPLACE_TRIES = 100  # a try fails only if another worker publishes in that very moment

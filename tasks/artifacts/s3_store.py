@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from tasks.artifacts.base_store import MANIFEST, Store
 from tasks.artifacts.digest import file_digest
 from tasks.artifacts.files import StoredFile
 from tasks.artifacts.lease import Lease, cache_name
+from tasks.artifacts.manifest import FileEntry, Manifest, Ref, describe_files
 from tasks.artifacts.s3 import S3Files, at_once
-from tasks.artifacts.store import MANIFEST, FileEntry, Manifest, Ref, Store, describe_files
 from tasks.errors import StoreError
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
 
-from tasks.engines.base import Message
+from tasks.engines.messages import Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

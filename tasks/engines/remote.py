@@ -16,8 +16,8 @@ from typing import TypeVar
 
 import aiohttp
 
-from tasks.engines.base import Continuation, Likelihood, Reply, Request, Sampling
 from tasks.engines.chat_tokenizer import RefusedChat, check_fits
+from tasks.engines.messages import Continuation, Likelihood, Reply, Request, Sampling
 from tasks.engines.replicas import Connection, Json, Replicas
 from tasks.engines.streaming import stream
 from tasks.engines.wire import (

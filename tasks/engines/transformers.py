@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from tasks.config import EngineConfig, ModelConfig
-from tasks.engines.base import Continuation, Engine, Likelihood, LoadedModel, Reply, Request, Sampling
+from tasks.engines.base import Engine, LoadedModel
 from tasks.engines.chat_tokenizer import ChatTokenizer, RefusedChat, check_fits
+from tasks.engines.messages import Continuation, Likelihood, Reply, Request, Sampling
 from tasks.models import best_device, context_length, load_model, load_tokenizer, model_folder
 
 if TYPE_CHECKING:

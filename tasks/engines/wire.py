@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
-from tasks.engines.base import Reply
+from tasks.engines.messages import Reply
 
 _BUSY = {429, 502, 503, 504}
 _TRANSIENT = {403, 408, 409, 425, 500}  # 403: a firewall may refuse a single text so, and take it later

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import pytest
 
-from tasks.engines.base import Message, Request, Sampling
+from tasks.engines.messages import Message, Request, Sampling
 from tasks.engines.remote import Connection, RemoteEngine
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -156,7 +156,7 @@ def test_current_follows_and_keeps_its_history(runs: Runs) -> None:
     events = [
         (event.run_id, event.outcome) for event in read_log(runs.store, "every").events if event.outcome == "promoted"
     ]
-    assert events == [(runs.records[name]["run_id"], "promoted") for name in ("grown", "first")]
+    assert events == [(runs.records[name]["run_id"], "promoted") for name in ("first", "grown")]
 
 
 def test_a_promoted_run_that_is_tried_again_plans_and_decides_the_same(runs: Runs) -> None:

@@ -17,7 +17,8 @@ from tasks.ingest.choose import RENDERED, chosen, decide
 from tasks.ingest.example_prompts import prompt, prompt_template
 from tasks.ingest.sources import Source, raw_examples, source_digest, sources_of
 from tasks.ingest.unanswerable import with_unanswerable
-from tasks.measures.answers import final_number, gold_letter
+from tasks.measures.choice_letters import choice_letter
+from tasks.measures.final_numbers import final_number
 from tasks.readers.registry import Dropped, Message, RawExample
 from tasks.running.step import Context, step
 from tasks.tables import schema
@@ -40,7 +41,7 @@ def _outside(*, config: DataConfig) -> dict[str, Any]:  # Any: JSON values
     return {source.key: source_digest(source) for source in sources_of(config)}
 
 
-@step(version=3, pool="cpu", table=schema.EXAMPLES, outside=_outside)
+@step(version=4, pool="cpu", table=schema.EXAMPLES, outside=_outside)
 def ingest(ctx: Context, *, config: DataConfig) -> None:
     """Read the sources. Writes `examples.parquet`.
 
@@ -163,7 +164,7 @@ def _checked(raw: RawExample, source: Source, refusal: str) -> RawExample | Drop
     if not golds:
         return Dropped("no_gold")
     # No answer can match such golds: every model would score 0 on them.
-    if source.task == "multiple_choice" and not any(map(gold_letter, golds)):
+    if source.task == "multiple_choice" and not any(map(choice_letter, golds)):
         return Dropped("gold_without_letter")
     if source.task == "number" and all(final_number(gold) is None for gold in golds):
         return Dropped("gold_without_number")

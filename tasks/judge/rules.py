@@ -12,15 +12,14 @@ from typing import NamedTuple
 from tasks.config import JudgeConfig
 from tasks.measures.answers import (
     abstains,
-    choice_letter,
     contains,
     denies,
-    final_number,
-    gold_letter,
     normalise,
     normalised_words,
     token_recall,
 )
+from tasks.measures.choice_letters import choice_letter
+from tasks.measures.final_numbers import final_number
 
 ACCEPT, REJECT, UNJUDGED = "accept", "reject", "unjudged"
 
@@ -122,7 +121,7 @@ def _choice(candidate: Candidate, answer: Answer, config: JudgeConfig) -> Verdic
     found = choice_letter(answer.text)
     if found is None:
         return None  # it may name the option in words, which `_contains_gold` finds
-    if found in {gold_letter(gold) for gold in candidate.golds}:
+    if found in {choice_letter(gold) for gold in candidate.golds}:
         return Verdict(ACCEPT, "choice", "the letter is right")
     return Verdict(REJECT, "choice", "the letter is wrong")
 

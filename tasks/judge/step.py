@@ -39,7 +39,7 @@ _RULED = pa.schema(
 )
 
 
-@step(version=3, pool="gpu", table=schema.VERDICTS, outside=outside, launcher=one_process)
+@step(version=4, pool="gpu", table=schema.VERDICTS, outside=outside, launcher=one_process)
 def judge(
     ctx: Context, *, config: JudgeConfig, engine: EngineConfig, abstention: AbstentionConfig, examples: Ref,
     outputs: Ref,

@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 
 from tasks.errors import StepError
 from tasks.measures import answers
+from tasks.measures.choice_letters import choice_letter
+from tasks.measures.final_numbers import final_number
 
 TASK_IN, TASK_OUT, GENERAL = FAMILIES = ("task-in", "task-out", "general")
 TASK = (TASK_IN, TASK_OUT)
@@ -166,16 +168,16 @@ def modified_recall(item: Answered) -> float:
 
 @metric(
     title="whether the answer is a gold answer: as text, as number or as letter, as the task says",
-    higher_is_better=True, families=TASK, answerable=(None,), primary_rank=2,
+    higher_is_better=True, families=TASK, answerable=(None,), primary_rank=2, version=2,
 )  # fmt: skip
 def exact_match(item: Answered) -> float:
     """Compare as the task says: the final number, the choice letter, or the normalised text."""
     if item.task == "number":
-        found = answers.final_number(item.output)
-        return float(found is not None and found in {answers.final_number(gold) for gold in item.golds})
+        found = final_number(item.output)
+        return float(found is not None and found in {final_number(gold) for gold in item.golds})
     if item.task == "multiple_choice":
-        letter = answers.choice_letter(item.output)
-        return float(letter is not None and letter in {answers.gold_letter(gold) for gold in item.golds})
+        letter = choice_letter(item.output)
+        return float(letter is not None and letter in {choice_letter(gold) for gold in item.golds})
     # A gold without a word, such as "A", must not make an empty answer right.
     said = answers.normalise(item.output)
     return float(bool(said) and said in {answers.normalise(gold) for gold in item.golds})

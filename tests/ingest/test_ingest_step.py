@@ -125,7 +125,13 @@ def test_when_nothing_is_left_the_biggest_reason_comes_first(run, write):
 
 
 UNMATCHED = [
-    ("multiple_choice", "gold_without_letter", ["C", "(B)", "A. Rome"], ["2", "Rome", "c"], "answers as A, B, C"),
+    (
+        "multiple_choice",
+        "gold_without_letter",
+        ["C", "(B)", "A. Rome", "d"],
+        ["2", "Rome", "Vitamin D"],
+        "answers as A, B, C",
+    ),
     ("number", "gold_without_number", ["12", "-.5", "so it is\n#### 7"], ["twelve", "1.000.000"], "answers in digits"),
 ]
 

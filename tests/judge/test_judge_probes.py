@@ -11,7 +11,8 @@ import toy
 
 from tasks.config import AbstentionConfig
 from tasks.judge.probes import JudgeProbe, draw, make_probes
-from tasks.measures.answers import abstains, final_number
+from tasks.measures.answers import abstains
+from tasks.measures.final_numbers import final_number
 
 PHRASES = AbstentionConfig().phrases
 REFUSAL = "I cannot find this in the document."

@@ -82,6 +82,8 @@ def test_refusing_is_right_exactly_where_there_is_no_answer(text, answerable, ex
         ("0.5", "1/2", "accept"),
         ("7 or rather 8", "7", "reject"),
         ("seven", "7", "reject"),
+        ("5:2", "3:2", "reject"),
+        ("x = - 3", "3", "reject"),
         # All of these are the same once punctuation is dropped.
         ("-3", "3", "reject"),
         ("−3", "3", "reject"),
@@ -124,6 +126,10 @@ def test_a_number_elsewhere_is_not_compared():
     ("text", "gold", "expected"),
     [
         ("(B)", "B", ("accept", "choice")),
+        ("C. Vitamin D", "C", ("accept", "choice")),
+        ("A. George W. Bush", "A. George W. Bush", ("accept", "choice")),
+        ("The answer is B. A, C and D are wrong.", "D", ("reject", "choice")),
+        ("d) none", "D", ("accept", "choice")),
         ("First A, then B.", "B", ("accept", "choice")),
         ("C", "B", ("reject", "choice")),
         # Normalised, the letter A is the article: nothing.

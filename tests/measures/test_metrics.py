@@ -95,19 +95,22 @@ def test_an_item_without_an_answer_counts_as_unscored_for_the_primary_metric_of_
 # A digest of every score on `_grid`. Where one differs, the metric scores the same answer differently than before:
 # raise its version, so that scores made before are stale, and write down both.
 PINNED = {
-    "modified_recall": (1, "caf03b8f"),
-    "exact_match": (1, "713b1c5b"),
-    "token_recall": (1, "831ea6e4"),
-    "answerability_accuracy": (1, "a836d182"),
-    "abstention_precision": (1, "c62927e4"),
-    "abstention_recall": (1, "aaa8f228"),
-    "over_refusal": (1, "bb9013c7"),
-    "leaked_refusal": (1, "67a02d41"),
+    "modified_recall": (1, "747c0b3b"),
+    "exact_match": (2, "e1dc7166"),
+    "token_recall": (1, "fed7858e"),
+    "answerability_accuracy": (1, "7a6a62d2"),
+    "abstention_precision": (1, "eec48af5"),
+    "abstention_recall": (1, "56711f6f"),
+    "over_refusal": (1, "da4faf0f"),
+    "leaked_refusal": (1, "5ed1e172"),
 }
 
 
 def _grid() -> Iterator[Answered]:
-    outputs = ("", REFUSAL, "Oslo", "She lives in Oslo, not in Rome.", "#### 7", "It is 1,007.5", "The answer is (B).")
+    outputs = (
+        "", REFUSAL, "Oslo", "She lives in Oslo, not in Rome.", "#### 7", "It is 1,007.5", "The answer is (B).", "b",
+        "7:5", "The answer is 7, as in step 2.",
+    )  # fmt: skip
     golds = (["Oslo"], ["7"], ["B. Rome"], ["She lives in Oslo", "Rome"], ["A"])
     for task in ("grounded_qa", "open", "number", "multiple_choice"):
         for output in outputs:

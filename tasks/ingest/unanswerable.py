@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from tasks.artifacts.digest import digest_of, stable_seed
 from tasks.config import UnanswerableConfig
-from tasks.measures.answers import normalise
+from tasks.measures.words import normalise
 from tasks.readers.registry import RawExample
 from tasks.tables.schema import EXAMPLES
 from tasks.tables.spool import Row, sorted_rows, spool, spooled

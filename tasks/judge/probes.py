@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 
 from tasks.artifacts.digest import digest_of, stable_rng, stable_seed
 from tasks.judge.rubrics import JudgeCase
-from tasks.measures.answers import abstains, contains, normalise, token_recall
+from tasks.measures.answers import abstains, contains, token_recall
 from tasks.measures.choice_letters import choice_letter
 from tasks.measures.final_numbers import final_number
+from tasks.measures.words import normalise
 from tasks.tables.aligned import training_batches
 
 COLUMNS = ["task", "question", "dialogue", "document", "golds", "incorrect", "answerable"]

@@ -14,12 +14,11 @@ from tasks.measures.answers import (
     abstains,
     contains,
     denies,
-    normalise,
-    normalised_words,
     token_recall,
 )
 from tasks.measures.choice_letters import choice_letter
 from tasks.measures.final_numbers import final_number
+from tasks.measures.words import normalise, normalised_words
 
 ACCEPT, REJECT, UNJUDGED = "accept", "reject", "unjudged"
 
@@ -127,7 +126,7 @@ def _choice(candidate: Candidate, answer: Answer, config: JudgeConfig) -> Verdic
 
 
 def _known_wrong(candidate: Candidate, answer: Answer, config: JudgeConfig) -> Verdict | None:
-    if any(contains(answer.text, wrong) for wrong in candidate.incorrect):
+    if any(contains(answer.text, wrong, apart_from=candidate.golds) for wrong in candidate.incorrect):
         return Verdict(REJECT, "known_wrong", "holds a known wrong answer")
     return None
 

@@ -1,32 +1,21 @@
-"""Reading answers: normalising, abstentions, token recall, final numbers, choice letters.
+"""Comparing an answer with a gold answer: token recall, containment, denial, refusal.
 
 The judge and the metrics use the same definitions, so that acceptance for training and scores agree.
 """
 
 from __future__ import annotations
 
-import string
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-_ARTICLES = {"a", "an", "the"}
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
+from tasks.measures.words import normalise, normalised_words
+
 # Words that may deny a gold answer next to them ("not in Oslo but in Rome", "Rome rather than Oslo"), normalised.
 _NEGATIONS = frozenset(
     "no not nor neither never none nobody nothing nowhere cannot without unlike except instead rather false wrong "
     "incorrect untrue isnt arent wasnt werent dont doesnt didnt hasnt havent hadnt cant couldnt wont wouldnt shouldnt "
     "mustnt aint".split()
 )
-
-
-def normalised_words(text: str) -> list[str]:
-    """Lower case, without ASCII punctuation and the articles, split at white space (the SQuAD normaliser)."""
-    return [word for word in text.lower().translate(_PUNCTUATION).split() if word not in _ARTICLES]
-
-
-def normalise(text: str) -> str:
-    """`normalised_words`, joined by single spaces."""
-    return " ".join(normalised_words(text))
 
 
 def token_recall(output: str, golds: Sequence[str]) -> float:
@@ -43,10 +32,17 @@ def token_recall(output: str, golds: Sequence[str]) -> float:
     return best
 
 
-def contains(output: str, text: str) -> bool:
-    """Whether the words of `text` stand in `output` in a row. Never true of a text without words."""
-    wanted = normalise(text)
-    return bool(wanted) and f" {wanted} " in f" {normalise(output)} "
+def contains(output: str, text: str, *, apart_from: Sequence[str] = ()) -> bool:
+    """Whether the words of `text` stand in `output` in a row. Never true of a text without words.
+
+    Args:
+        apart_from: Where `text` is a part of one of these, it does not count: New York in "New York City".
+    """
+    wanted, found = f" {normalise(text)} ", f" {normalise(output)} "
+    for whole in (f" {normalise(one)} " for one in apart_from):
+        if wanted in whole:
+            found = found.replace(whole, " | ")
+    return bool(wanted.strip()) and wanted in found
 
 
 def abstains(output: str, phrases: Iterable[str]) -> bool:

@@ -21,6 +21,7 @@ from tasks.errors import StepError
 from tasks.measures import answers
 from tasks.measures.choice_letters import choice_letter
 from tasks.measures.final_numbers import final_number
+from tasks.measures.words import normalise
 
 TASK_IN, TASK_OUT, GENERAL = FAMILIES = ("task-in", "task-out", "general")
 TASK = (TASK_IN, TASK_OUT)
@@ -157,7 +158,7 @@ def declarations() -> dict[str, Any]:  # Any: JSON values
 
 @metric(
     title="token recall on answerable questions, 0 where the model refuses; on the others 1 where it refuses, else 0",
-    higher_is_better=True, families=TASK, answerable=(True, False), primary_rank=1,
+    higher_is_better=True, families=TASK, answerable=(True, False), primary_rank=1, version=2,
 )  # fmt: skip
 def modified_recall(item: Answered) -> float:
     """SSR's measure of a task with unanswerable questions."""
@@ -179,13 +180,13 @@ def exact_match(item: Answered) -> float:
         letter = choice_letter(item.output)
         return float(letter is not None and letter in {choice_letter(gold) for gold in item.golds})
     # A gold without a word, such as "A", must not make an empty answer right.
-    said = answers.normalise(item.output)
-    return float(bool(said) and said in {answers.normalise(gold) for gold in item.golds})
+    said = normalise(item.output)
+    return float(bool(said) and said in {normalise(gold) for gold in item.golds})
 
 
 @metric(
     title="share of the gold answer's words that the answer holds, 0 where the model refuses an answerable question",
-    higher_is_better=True, families=TASK, answerable=(True, None), primary_rank=3,
+    higher_is_better=True, families=TASK, answerable=(True, None), primary_rank=3, version=2,
 )  # fmt: skip
 def token_recall(item: Answered) -> float:
     """The best of the golds; a refusal of an answerable question scores nothing, whatever words it shares."""

@@ -150,6 +150,11 @@ def test_an_answer_that_holds_a_known_wrong_one_is_rejected_though_it_holds_the_
     assert state("Oslo or Romeo.", incorrect=["Rome"]) == ("accept", "contains_gold")
 
 
+def test_a_known_wrong_answer_inside_the_gold_does_not_reject_the_gold():
+    assert state("It is New York City.", "New York City", incorrect=["New York"]) == ("accept", "contains_gold")
+    assert state("It is New York.", "New York City", incorrect=["New York"]) == ("reject", "known_wrong")
+
+
 @pytest.mark.parametrize(("n_extra", "expected"), [(2, ("accept", "contains_gold")), (3, ("unjudged", None))])
 def test_an_answer_that_holds_the_gold_may_be_longer_by_so_many_words(n_extra, expected):
     assert state("Oslo " + "word " * n_extra, config=JudgeConfig(max_extra_words=2)) == expected

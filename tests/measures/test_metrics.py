@@ -95,21 +95,21 @@ def test_an_item_without_an_answer_counts_as_unscored_for_the_primary_metric_of_
 # A digest of every score on `_grid`. Where one differs, the metric scores the same answer differently than before:
 # raise its version, so that scores made before are stale, and write down both.
 PINNED = {
-    "modified_recall": (1, "747c0b3b"),
-    "exact_match": (2, "e1dc7166"),
-    "token_recall": (1, "fed7858e"),
-    "answerability_accuracy": (1, "7a6a62d2"),
-    "abstention_precision": (1, "eec48af5"),
-    "abstention_recall": (1, "56711f6f"),
-    "over_refusal": (1, "da4faf0f"),
-    "leaked_refusal": (1, "5ed1e172"),
+    "modified_recall": (2, "6044ba0d"),
+    "exact_match": (2, "29404ba9"),
+    "token_recall": (2, "630e2c08"),
+    "answerability_accuracy": (1, "afc7af37"),
+    "abstention_precision": (1, "f9f96e4d"),
+    "abstention_recall": (1, "3ec70ecf"),
+    "over_refusal": (1, "e12db29a"),
+    "leaked_refusal": (1, "13a6c904"),
 }
 
 
 def _grid() -> Iterator[Answered]:
     outputs = (
         "", REFUSAL, "Oslo", "She lives in Oslo, not in Rome.", "#### 7", "It is 1,007.5", "The answer is (B).", "b",
-        "7:5", "The answer is 7, as in step 2.",
+        "7:5", "The answer is 7, as in step 2.", "(-7)",
     )  # fmt: skip
     golds = (["Oslo"], ["7"], ["B. Rome"], ["She lives in Oslo", "Rome"], ["A"])
     for task in ("grounded_qa", "open", "number", "multiple_choice"):

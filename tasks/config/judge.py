@@ -109,14 +109,6 @@ class JudgeConfig(Section):
 
 
 class AbstentionConfig(Section):
-    """What counts as a refusal, for the judge and for the metrics."""
+    """What counts as a refusal, for the judge and for the metrics. Usual English wording needs no phrases."""
 
-    phrases: tuple[str, ...] = Field(
-        default=(
-            "cannot find", "can't find", "could not find", "does not say", "doesn't say", "not stated", "not mentioned",
-            "does not mention", "doesn't mention", "does not contain", "doesn't contain", "does not provide",
-            "doesn't provide", "unanswerable", "cannot answer", "can't answer", "not enough information",
-            "no information", "i don't know", "i do not know", "cannot be determined", "is not in the",
-        ),
-        min_length=1, description="Phrases that mark an answer as a refusal",
-    )  # fmt: skip
+    phrases: tuple[str, ...] = Field(default=(), description="Further wording that marks a refusal, in any language")

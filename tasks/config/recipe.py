@@ -13,7 +13,7 @@ from tasks.config.judge import AbstentionConfig, JudgeConfig
 from tasks.config.model import EngineConfig, ModelConfig
 from tasks.config.section import RUNTIME, Section
 from tasks.config.train import ArmConfig, TrainConfig
-from tasks.measures.answers import abstains
+from tasks.measures.refusals import refuses
 from tasks.policies import POLICIES
 
 
@@ -97,10 +97,10 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _refusal_is_recognised(self) -> RunConfig:
-        if not abstains(self.data.refusal, self.abstention.phrases):
+        if refuses(self.data.refusal, self.abstention.phrases) is not True:
             raise ValueError(
-                f"data.refusal={self.data.refusal!r} holds no phrase of abstention.phrases: right refusals would be "
-                "scored as wrong answers. Add a phrase of it."
+                f"data.refusal={self.data.refusal!r} is not recognised as a refusal: right refusals would be scored as "
+                "wrong answers. Add a phrase of it to abstention.phrases."
             )
         return self
 

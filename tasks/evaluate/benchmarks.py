@@ -15,8 +15,8 @@ from tasks.artifacts.digest import digest_of, file_digest
 from tasks.config import EvaluateConfig
 from tasks.engines import Engine, LoadedModel
 from tasks.errors import DataError
-from tasks.measures.answers import abstains
 from tasks.measures.metrics import GENERAL, Answered, item_scores
+from tasks.measures.refusals import refuses
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
@@ -169,7 +169,7 @@ def task_rows(
             "cluster": task if task != name else sample["doc"].get("cluster"), "output": output, "problem": None,
         }  # fmt: skip
         if output is not None and filter_name == samples[0].get("filter", "none"):
-            item = Answered("", (), None, output, abstains(output, abstentions))
+            item = Answered("", (), None, output, refuses(output, abstentions) is True)
             yield from (common | {"metric": own, "score": score} for own, score in item_scores(item, GENERAL).items())
         suffix = "" if filter_name == "none" else f",{filter_name}"
         for metric in sample["metrics"]:

@@ -28,7 +28,7 @@ from tasks.engines import Continuation, Engine, Likelihood, Reply, Request, Samp
 from tasks.errors import StepError
 from tasks.evaluate import benchmark_items, benchmarks, drift
 from tasks.measures import metrics
-from tasks.measures.answers import abstains
+from tasks.measures.refusals import refuses
 from tasks.models import best_device, model_digest
 from tasks.running.process import one_process
 from tasks.running.step import Context, step
@@ -191,8 +191,8 @@ def _task_items(
         if reply.text is None:
             yield common | {"metric": metrics.primary_on(row["answerable"], family), "score": None}
             continue
-        refuses = abstains(reply.text, abstention.phrases)
-        item = metrics.Answered(row["task"], row["golds"], row["answerable"], reply.text, refuses)
+        abstains = refuses(reply.text, abstention.phrases) is True
+        item = metrics.Answered(row["task"], row["golds"], row["answerable"], reply.text, abstains)
         for metric, score in metrics.item_scores(item, family).items():
             yield common | {"metric": metric, "score": score}
 

@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 
 from tasks.artifacts.digest import digest_of, stable_rng, stable_seed
 from tasks.judge.rubrics import JudgeCase
-from tasks.measures.answers import abstains, contains, token_recall
+from tasks.measures.answers import contains, token_recall
 from tasks.measures.choice_letters import choice_letter
 from tasks.measures.final_numbers import final_number
+from tasks.measures.refusals import refuses
 from tasks.measures.words import normalise
 from tasks.tables.aligned import training_batches
 
@@ -103,7 +104,7 @@ def _is_certain(probe: JudgeProbe, phrases: Sequence[str]) -> bool:
     if not probe.case.candidate or (probe.case.answerable is None and not is_refusal):
         return True
     must_refuse = is_refusal or (probe.case.answerable is False and probe.acceptable)
-    return abstains(probe.case.candidate, phrases) == must_refuse
+    return refuses(probe.case.candidate, phrases) is must_refuse
 
 
 # --- acceptable ---

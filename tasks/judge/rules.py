@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 from tasks.config import JudgeConfig
 from tasks.measures.answers import (
-    abstains,
     contains,
     denies,
     token_recall,
 )
 from tasks.measures.choice_letters import choice_letter
 from tasks.measures.final_numbers import final_number
+from tasks.measures.refusals import refuses
 from tasks.measures.words import normalise, normalised_words
 
 ACCEPT, REJECT, UNJUDGED = "accept", "reject", "unjudged"
@@ -48,10 +48,10 @@ class Verdict(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """The text to judge, and whether it is a refusal."""
+    """The text to judge, and whether it is a refusal; None where only a reader can tell."""
 
     text: str
-    refuses: bool
+    refuses: bool | None
 
 
 Rule = Callable[[Candidate, Answer, JudgeConfig], Verdict | None]
@@ -61,7 +61,7 @@ def first_rule(candidate: Candidate, config: JudgeConfig, abstentions: Sequence[
     """The verdict of the first rule that applies; None where none does."""
     if candidate.text is None:
         return Verdict(UNJUDGED, None, f"no output ({(candidate.problem or 'unknown').partition(':')[0]})")
-    answer = Answer(candidate.text, abstains(candidate.text, abstentions))
+    answer = Answer(candidate.text, refuses(candidate.text, abstentions))
     found = (rule(candidate, answer, config) for rule in RULES)
     return next((verdict for verdict in found if verdict), None)
 
@@ -95,6 +95,8 @@ def _exact_match(candidate: Candidate, answer: Answer, config: JudgeConfig) -> V
 
 def _answerability(candidate: Candidate, answer: Answer, config: JudgeConfig) -> Verdict | None:
     if candidate.answerable is None:
+        return None
+    if answer.refuses is None:
         return None
     if not candidate.answerable:
         if answer.refuses:

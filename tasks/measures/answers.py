@@ -1,4 +1,4 @@
-"""Comparing an answer with a gold answer: token recall, containment, denial, refusal.
+"""Comparing an answer with a gold answer: token recall, containment, denial.
 
 The judge and the metrics use the same definitions, so that acceptance for training and scores agree.
 """
@@ -6,7 +6,7 @@ The judge and the metrics use the same definitions, so that acceptance for train
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from tasks.measures.words import normalise, normalised_words
 
@@ -43,12 +43,6 @@ def contains(output: str, text: str, *, apart_from: Sequence[str] = ()) -> bool:
         if wanted in whole:
             found = found.replace(whole, " | ")
     return bool(wanted.strip()) and wanted in found
-
-
-def abstains(output: str, phrases: Iterable[str]) -> bool:
-    """Whether the output says that it cannot answer: it holds one of the phrases."""
-    lowered = _plain(output)
-    return any(_plain(phrase) in lowered for phrase in phrases)
 
 
 def _plain(text: str) -> str:

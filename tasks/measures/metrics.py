@@ -197,34 +197,51 @@ def token_recall(item: Answered) -> float:
 
 @metric(
     title="questions that the model rightly answers or rightly refuses",
-    higher_is_better=True, families=TASK, answerable=(True, False),
+    higher_is_better=True, families=TASK, answerable=(True, False), version=2,
 )  # fmt: skip
 def answerability_accuracy(item: Answered) -> float:
     """Whether the model refuses exactly where there is no answer."""
     return float(item.abstains != item.answerable)
 
 
-@metric(title="refusals that are right", higher_is_better=True, families=TASK, answerable=(True, False), own_items=True)
+@metric(
+    title="refusals that are right",
+    higher_is_better=True,
+    families=TASK,
+    answerable=(True, False),
+    own_items=True,
+    version=2,
+)
 def abstention_precision(item: Answered) -> float | None:
     """Defined on the items that the model itself refuses."""
     return float(not item.answerable) if item.abstains else None
 
 
 @metric(
-    title="unanswerable questions that the model refuses", higher_is_better=True, families=TASK, answerable=(False,)
+    title="unanswerable questions that the model refuses",
+    higher_is_better=True,
+    families=TASK,
+    answerable=(False,),
+    version=2,
 )
 def abstention_recall(item: Answered) -> float:
     """1 where the model refuses."""
     return float(item.abstains)
 
 
-@metric(title="answerable questions that the model refuses", higher_is_better=False, families=TASK, answerable=(True,))
+@metric(
+    title="answerable questions that the model refuses",
+    higher_is_better=False,
+    families=TASK,
+    answerable=(True,),
+    version=2,
+)
 def over_refusal(item: Answered) -> float:
     """1 where the model refuses."""
     return float(item.abstains)
 
 
-@metric(title="benchmark answers that are refusals", higher_is_better=False, families=(GENERAL,))
+@metric(title="benchmark answers that are refusals", higher_is_better=False, families=(GENERAL,), version=2)
 def leaked_refusal(item: Answered) -> float:
     """Scored on every benchmark whose answers are generated: it tells why a score fell."""
     return float(item.abstains)

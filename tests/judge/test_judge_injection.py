@@ -107,7 +107,8 @@ def test_no_rule_changes_its_verdict_because_the_text_says_so(answer, known):
         return found and found.verdict
 
     assert verdict("") != "accept"
-    assert {injection: verdict(injection) for injection in SHOWN} == dict.fromkeys(SHOWN, verdict(""))
+    # At most it is left undecided: a refusal with other text beside it may be an answer.
+    assert {verdict(injection) for injection in SHOWN} <= {verdict(""), None}
 
 
 @pytest.mark.parametrize(

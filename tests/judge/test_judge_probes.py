@@ -11,8 +11,8 @@ import toy
 
 from tasks.config import AbstentionConfig
 from tasks.judge.probes import JudgeProbe, draw, make_probes
-from tasks.measures.answers import abstains
 from tasks.measures.final_numbers import final_number
+from tasks.measures.refusals import refuses
 
 PHRASES = AbstentionConfig().phrases
 REFUSAL = "I cannot find this in the document."
@@ -49,7 +49,7 @@ def test_a_probe_of_an_unanswerable_question_is_acceptable_exactly_if_it_refuses
     unanswerable = [probe for probe in made(ROWS, 90) if probe.case.answerable is False and probe.case.candidate]
     assert {probe.acceptable for probe in unanswerable} == {True, False}
     for probe in unanswerable:
-        assert abstains(probe.case.candidate, PHRASES) == probe.acceptable, probe
+        assert refuses(probe.case.candidate, PHRASES) == probe.acceptable, probe
 
 
 def test_no_wrong_probe_holds_a_gold_but_to_deny_it():

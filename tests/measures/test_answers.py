@@ -4,37 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from tasks.config import AbstentionConfig
 from tasks.measures.answers import (
-    abstains,
     contains,
     denies,
     token_recall,
 )
-
-PHRASES = AbstentionConfig().phrases
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("I cannot find this in the document.", True),
-        ("The text DOES NOT SAY.", True),
-        ("I don’t know.", True),
-        ("I don't know.", True),
-        ("Oslo", False),
-        ("It says so in the text.", False),
-        ("", False),
-    ],
-)
-def test_a_refusal_is_recognised(text, expected):
-    assert abstains(text, PHRASES) is expected
-
-
-@pytest.mark.parametrize("phrase", ["Keine Angabe", "don’t know"])
-def test_a_phrase_of_the_users_counts_in_any_case_and_with_any_apostrophe(phrase):
-    assert abstains(f"Sorry, {phrase.upper()}!", [phrase])
-    assert abstains(f"Sorry, {phrase.replace('’', chr(39))}!", [phrase])
 
 
 @pytest.mark.parametrize(

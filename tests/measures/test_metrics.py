@@ -11,15 +11,15 @@ from tasks.artifacts.digest import digest_of
 from tasks.config import AbstentionConfig
 from tasks.errors import StepError
 from tasks.measures import metrics
-from tasks.measures.answers import abstains
 from tasks.measures.metrics import FAMILIES, TASK, Answered, Metric, declare, item_scores, metric
+from tasks.measures.refusals import refuses
 
 PHRASES = AbstentionConfig().phrases
 REFUSAL = "The text does not say."
 
 
 def scores(output: str, *golds: str, task: str = "grounded_qa", answerable: bool | None = True) -> dict[str, float]:
-    return item_scores(Answered(task, golds, answerable, output, abstains(output, PHRASES)), "task-in")
+    return item_scores(Answered(task, golds, answerable, output, refuses(output, PHRASES) is True), "task-in")
 
 
 def test_a_right_answer_to_an_answerable_question():
@@ -98,11 +98,11 @@ PINNED = {
     "modified_recall": (2, "6044ba0d"),
     "exact_match": (2, "29404ba9"),
     "token_recall": (2, "630e2c08"),
-    "answerability_accuracy": (1, "afc7af37"),
-    "abstention_precision": (1, "f9f96e4d"),
-    "abstention_recall": (1, "3ec70ecf"),
-    "over_refusal": (1, "e12db29a"),
-    "leaked_refusal": (1, "13a6c904"),
+    "answerability_accuracy": (2, "afc7af37"),
+    "abstention_precision": (2, "f9f96e4d"),
+    "abstention_recall": (2, "3ec70ecf"),
+    "over_refusal": (2, "e12db29a"),
+    "leaked_refusal": (2, "13a6c904"),
 }
 
 
@@ -116,7 +116,7 @@ def _grid() -> Iterator[Answered]:
         for output in outputs:
             for gold in golds:
                 for answerable in (True, False, None):
-                    yield Answered(task, gold, answerable, output, abstains(output, PHRASES))
+                    yield Answered(task, gold, answerable, output, refuses(output, PHRASES) is True)
 
 
 def test_a_metric_that_scores_the_same_answers_differently_has_another_version():

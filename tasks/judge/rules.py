@@ -94,9 +94,7 @@ def _exact_match(candidate: Candidate, answer: Answer, config: JudgeConfig) -> V
 
 
 def _answerability(candidate: Candidate, answer: Answer, config: JudgeConfig) -> Verdict | None:
-    if candidate.answerable is None:
-        return None
-    if answer.refuses is None:
+    if candidate.answerable is None or answer.refuses is None:
         return None
     if not candidate.answerable:
         if answer.refuses:

@@ -32,11 +32,10 @@ _OF_TEXTS = (
 )
 _TOLD_OF_TEXTS = _any(_OF_TEXTS)
 _TOLD = _any(
-    f"{_OF_TEXTS} said provided contained included given revealed listed offered answered identified "
-    f"named told defined "
-    "found available present known determined clear recorded reported noted supplied shown supported inferred deduced "
-    "ascertained established verified confirmed derived located obtained concluded evident documented presented there "
-    "here in"
+    f"{_OF_TEXTS} said provided contained included given revealed listed offered answered identified named "
+    "told defined found available present known determined clear recorded reported noted supplied shown supported "
+    "inferred deduced ascertained established verified confirmed derived located obtained concluded evident "
+    "documented presented there here in"
 )
 # What was asked for, as people call it; and what one who does not know cannot do.
 _INFORMATION = _any(
